@@ -136,7 +136,7 @@ def _hashed(values: pa.Array, size: int) -> sparse.csr_matrix:
     matrix.data = np.repeat(1 / np.sqrt(np.maximum(counts, 1)), counts).astype(np.float32)
     return matrix
 
-# %% ../nbs/11_features.ipynb #33f43e0e
+# %% ../nbs/11_features.ipynb #661799e8
 def _fit_segment(segment: Segment, values: pa.ChunkedArray, vocabularies: dict[str, list[str]]) -> dict:
     "A segment with its width and what was fitted, as JSON values."
     entry = {k: v for k, v in asdict(segment).items() if v}
@@ -147,12 +147,8 @@ def _fit_segment(segment: Segment, values: pa.ChunkedArray, vocabularies: dict[s
     x = _numbers(values.combine_chunks(), segment.transform)
     x = x[np.isfinite(x)]
     if segment.kind == 'numeric':
-        constant = not len(x) or x.std() == 0
-        return entry | {
-            'width': int(not constant),
-            'mean': float(x.mean()) if len(x) else 0.0,
-            'std': float(x.std()) or 1.0,
-        }
+        mean, std = (float(x.mean()), float(x.std())) if len(x) else (0.0, 0.0)
+        return entry | {'width': int(std > 0), 'mean': mean, 'std': std or 1.0}
     edges = np.unique(np.quantile(x, np.linspace(0, 1, segment.size + 1)[1:-1])).tolist() if len(x) else []
     return entry | {'width': len(edges) + 1 if edges else 0, 'edges': edges}
 

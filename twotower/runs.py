@@ -125,7 +125,7 @@ def find_run(
         raise InputError(f'no run {run_id!r} in {outputs}; the newest are: {ids}')
     return Run(path.resolve())
 
-# %% ../nbs/08_runs.ipynb #750a906c
+# %% ../nbs/08_runs.ipynb #51553d13
 def checked_parameters(
     namespace: dict,  # the notebook's `globals()`
 ) -> SimpleNamespace:  # every declared parameter with its value
@@ -145,13 +145,16 @@ def checked_parameters(
         if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) is not (
             kind is bool
         ):
-            hint = '; YAML reads 1e-3 as text: write 0.001' if isinstance(value, str) else ''
+            hint = {
+                float: '; YAML reads 1e-3 as text: write 0.001',
+                str: '; put it in quotes (papermill -r instead of -p)',
+            }.get(kind, '')
             raise SettingError(f'parameter {name} is {value!r}, must be {kind.__name__}{hint}')
     return SimpleNamespace(
         **{name: float(namespace[name]) if kind is float else namespace[name] for name, kind in declared.items()}
     )
 
-# %% ../nbs/08_runs.ipynb #af2c7fec
+# %% ../nbs/08_runs.ipynb #3804bcc5
 _PACKAGES = ('twotower', 'torch', 'numpy', 'pyarrow', 'duckdb', 'onnx', 'onnxruntime', 'psycopg')
 
 

@@ -1,0 +1,46 @@
+# make demo    from nothing to recommendations, on real ratings
+# make test    lint, the notebooks' own tests, and the tests beside them
+# make lab     open the notebooks
+# make ci      all that must hold before a change lands
+# make clean   remove the virtual environment and caches; data/ and outputs/ stay
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+
+.PHONY: help install demo test lab ci clean
+.SILENT:
+
+help:
+	sed -n 's/^# make/make/p' Makefile
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; choose one: make PYTHON=python3.12 ...")'
+	echo 'installing into $(VENV) (once, a few minutes)'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt -e '.[test]'
+	touch $@
+
+demo: install
+	$(BIN)/twotower movielens
+	$(BIN)/twotower run demo
+
+test: install
+	$(BIN)/ruff check -q
+	echo 'notebooks'
+	$(BIN)/nbdev-test --n_workers 2
+	echo 'tests'
+	$(BIN)/python -m pytest
+
+lab: install
+	$(BIN)/jupyter lab nbs
+
+ci:
+	.ci/run
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis nbs/.hypothesis dist build
+	find nbs tests twotower bench -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

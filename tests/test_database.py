@@ -1,0 +1,492 @@
+"What the database and its door must hold, against a real PostgreSQL."
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import uuid
+
+import numpy as np
+import psycopg
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from twotower import embedded
+from twotower.core import (
+    EMBEDDING,
+    TIME,
+    USER,
+    VIDEO,
+    InputError,
+    OutsideError,
+    SettingError,
+    as_uuid,
+    embeddings_schema,
+)
+from twotower.database import (
+    DECISION,
+    DECISIONS,
+    VIDEOS,
+    connect,
+    load_videos,
+    migrate,
+    missing_videos,
+    recommend,
+    save_decisions,
+    save_embeddings,
+    save_profiles,
+    save_videos,
+    similar,
+    transaction,
+)
+
+ANN, BEN = 'a0000000-0000-4000-8000-000000000001', 'b0000000-0000-4000-8000-000000000002'
+
+
+def videos(n, **columns):
+    table = {name: pa.nulls(n, VIDEOS.field(name).type) for name in VIDEOS.names}
+    table['product_url'] = [f'https://v.example/{i}' for i in range(n)]
+    table['content_id'] = [f'c{i}' for i in range(n)]
+    return pa.table(table | columns, VIDEOS)
+
+
+def ids(n):
+    return [as_uuid(f'https://v.example/{i}') for i in range(n)]
+
+
+def vectors(names, seed=0, key=VIDEO):
+    values = np.random.default_rng(seed).standard_normal((len(names), 128)).astype(np.float32)
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
+    return pa.table({key: names, EMBEDDING: values.tolist()}, embeddings_schema(key))
+
+
+def contents(conn, table):
+    return conn.execute(f'SELECT t::text, ctid FROM {table} t ORDER BY 1').fetchall()
+
+
+@pytest.fixture
+def filled(database):
+    "Twenty videos with embeddings of m1; Ann and Ben with profiles and embeddings."
+    save_videos(database, videos(20))
+    save_embeddings(database, vectors(ids(20)), VIDEO, 'm1')
+    save_profiles(database, [ANN, BEN])
+    save_embeddings(database, vectors([ANN, BEN], seed=1, key=USER), USER, 'm1')
+    return database
+
+
+# The schema
+
+
+def test_migrating_twice_changes_nothing(empty_database):
+    with connect(empty_database) as conn:
+        assert migrate(conn)[0] == '0001_roles.sql'
+        before = contents(conn, 'twotower_migrations'), contents(conn, 'pg_class'), contents(conn, 'pg_policy')
+        assert migrate(conn) == []
+        assert before == (
+            contents(conn, 'twotower_migrations'),
+            contents(conn, 'pg_class'),
+            contents(conn, 'pg_policy'),
+        )
+
+
+def test_a_failing_migration_leaves_nothing(empty_database):
+    with connect(empty_database) as conn:
+        conn.execute('CREATE FUNCTION public.similar_videos(p_video_id uuid, p_limit integer) RETURNS int RETURN 1')
+        with pytest.raises(OutsideError, match='0005_functions'):
+            migrate(conn)
+        assert len(contents(conn, 'twotower_migrations')) == 4
+        assert conn.execute("SELECT to_regproc('recommend_videos')").fetchone() == (None,)
+
+
+def test_like_supabase(server, empty_database):
+    "pgvector in `extensions`, roles and auth.uid() of its own, generous default privileges, and no superuser."
+    with psycopg.connect(empty_database, autocommit=True) as admin:
+        admin.execute("""
+            CREATE SCHEMA extensions; CREATE EXTENSION vector SCHEMA extensions;
+            CREATE SCHEMA auth; CREATE FUNCTION auth.uid() RETURNS uuid LANGUAGE sql STABLE AS 'SELECT NULL::uuid';
+            DROP ROLE IF EXISTS company; CREATE ROLE company LOGIN;
+            GRANT USAGE ON SCHEMA extensions, auth TO PUBLIC;
+            GRANT CREATE, USAGE ON SCHEMA public TO company WITH GRANT OPTION
+        """)
+        name = admin.info.dbname
+        admin.execute(f'ALTER DATABASE {name} SET search_path = "$user", public, extensions')
+    with connect(psycopg.conninfo.make_conninfo(empty_database, user='company')) as conn:
+        conn.execute('ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO anon, authenticated')
+        conn.execute('CREATE TABLE profiles (user_id uuid PRIMARY KEY, nickname text)')  # theirs
+        conn.execute('GRANT UPDATE ON profiles TO authenticated')
+        assert migrate(conn)
+        assert conn.execute("SELECT prosrc FROM pg_proc WHERE oid = 'auth.uid'::regproc").fetchone() == (
+            'SELECT NULL::uuid',
+        )
+        rights = 'SELECT has_table_privilege(%s, %s, %s)'
+        assert conn.execute(rights, ['authenticated', 'profiles', 'UPDATE']).fetchone() == (True,)
+        assert conn.execute(rights, ['anon', 'user_embeddings', 'SELECT']).fetchone() == (False,)
+        conn.execute("SET search_path = ''")  # found all the same
+        save_videos(conn, videos(3))
+        save_embeddings(conn, vectors(ids(3)), VIDEO, 'm1')
+        save_embeddings(conn, vectors([ANN], key=USER), USER, 'm1')
+        assert len(recommend(conn, ANN, 2)) == 2
+        assert len(similar(conn, ids(3)[0])) == 2
+    with psycopg.connect(empty_database, autocommit=True) as admin:
+        admin.execute('DROP OWNED BY company CASCADE')
+    server.execute('DROP OWNED BY company CASCADE; DROP ROLE company')
+
+
+@pytest.mark.parametrize('kind', ['vector(128)', 'halfvec(256)', 'halfvec', 'real[]'])
+def test_another_column_type_is_seen_before_anything_is_written(empty_database, kind):
+    with connect(empty_database) as conn:
+        conn.execute('CREATE EXTENSION vector')
+        conn.execute(
+            f'CREATE TABLE user_embeddings (user_id uuid PRIMARY KEY, embedding {kind}, updated_at timestamptz)'
+        )
+        migrate(conn)
+        with pytest.raises(OutsideError) as error:
+            save_embeddings(conn, vectors([ANN], key=USER), USER, 'm1')
+        assert f'embedding is {kind}, must be halfvec(128)' in str(error.value)
+        assert 'model_version is missing, must be text' in str(error.value)
+        assert contents(conn, 'user_embeddings') == []
+
+
+def test_without_tables_the_error_says_what_to_do(empty_database):
+    with connect(empty_database) as conn, pytest.raises(OutsideError, match='apply the migrations first'):
+        save_embeddings(conn, vectors([ANN], key=USER), USER, 'm1')
+
+
+# Embeddings
+
+
+@pytest.mark.parametrize(
+    ('value', 'rule'),
+    [(np.nan, 'must be finite'), (np.inf, 'must be finite'), (65505.0, 'within'), (-1e5, 'within'), (0.0, 'zeros')],
+)
+def test_bad_vectors_are_refused_by_name(filled, value, rule):
+    before = contents(filled, 'video_embeddings')
+    table = vectors(ids(3), seed=2).to_pydict()
+    table[EMBEDDING][1] = [value] * 128
+    with pytest.raises(InputError, match=rule) as error:
+        save_embeddings(filled, pa.table(table, embeddings_schema(VIDEO)), VIDEO, 'm2')
+    assert ids(3)[1] in str(error.value)
+    assert ids(3)[0] not in str(error.value)
+    assert contents(filled, 'video_embeddings') == before
+
+
+def test_duplicate_keys_are_refused_by_name(filled):
+    twice = pa.concat_tables([vectors(ids(3)), vectors(ids(1), seed=2)])
+    with pytest.raises(InputError, match='the same key more than once') as error:
+        save_embeddings(filled, twice, VIDEO, 'm2')
+    assert ids(1)[0] in str(error.value)
+
+
+def test_a_repetition_does_not_touch_a_row(filled):
+    before = contents(filled, 'video_embeddings')  # with the physical place of each row
+    assert save_embeddings(filled, vectors(ids(20)), VIDEO, 'm1')['unchanged'] == 20
+    assert contents(filled, 'video_embeddings') == before
+
+
+def test_a_failing_row_takes_all_with_it(filled):
+    before = contents(filled, 'video_embeddings')
+    filled.execute(f"ALTER TABLE video_embeddings ADD CHECK (video_id <> '{ids(20)[7]}' OR model_version = 'm1')")
+    with pytest.raises(OutsideError, match=r'saving embeddings by video_id: .*violates check constraint'):
+        save_embeddings(filled, vectors(ids(20), seed=3), VIDEO, 'm2')
+    assert contents(filled, 'video_embeddings') == before
+
+
+def test_users_and_videos_change_together(filled):
+    def both():
+        with transaction(filled, 'both'):
+            save_embeddings(filled, vectors([ANN, BEN], seed=5, key=USER), USER, 'm2')
+            save_embeddings(filled, vectors(ids(20), seed=4), VIDEO, 'm2')
+            raise InputError('halfway')
+
+    with pytest.raises(InputError, match='halfway'):
+        both()
+    for table in ('user_embeddings', 'video_embeddings'):
+        assert filled.execute(f'SELECT DISTINCT model_version FROM {table}').fetchall() == [('m1',)]
+
+
+def test_videos_that_left_the_catalogue_are_counted(filled):
+    counts = save_embeddings(filled, vectors([*ids(20), str(uuid.uuid4())]), VIDEO, 'm1')
+    assert counts == {'rows': 21, 'inserted': 0, 'updated': 0, 'unchanged': 20, 'missing': 1}
+
+
+def test_missing_videos_are_those_without_and_those_of_another_model(filled):
+    save_videos(filled, videos(22))
+    save_embeddings(filled, vectors(ids(5), seed=1), VIDEO, 'm2')
+    found = [i for piece in missing_videos(filled, 'm2', batch=6) for i in piece[VIDEO].to_pylist()]
+    assert sorted(found) == sorted(set(ids(22)) - set(ids(5)))
+
+
+# Neighbours
+
+
+def test_the_index_is_used(database):
+    n = 6000  # enough for the index to be the cheaper way
+    save_videos(database, videos(n))
+    save_embeddings(database, vectors(ids(n)), VIDEO, 'm1')
+    save_profiles(database, [ANN])
+    save_embeddings(database, vectors([ANN], key=USER), USER, 'm1')
+    database.execute('ANALYZE')
+    scans = "SELECT pg_stat_get_xact_numscans('video_embeddings_nearest'::regclass), pg_stat_get_xact_numscans('video_embeddings'::regclass)"
+    for ask, name in [(recommend, ANN), (similar, ids(1)[0])]:
+        with database.transaction():
+            before = database.execute(scans).fetchone()
+            assert len(ask(database, name, 20)) == 20
+            after = database.execute(scans).fetchone()
+        assert (after[0] - before[0], after[1] - before[1]) == (1, 0)  # one scan of the index, none of the table
+
+    plan = database.execute("""
+        EXPLAIN SELECT video_id FROM video_embeddings
+        ORDER BY embedding <=> (SELECT embedding FROM user_embeddings LIMIT 1) LIMIT 20
+    """).fetchall()
+    assert any('Index Scan using video_embeddings_nearest' in line for (line,) in plan)
+
+
+def test_neighbours_are_the_exact_ones_on_a_small_catalogue(filled):
+    halves = np.array(vectors(ids(20))[EMBEDDING].to_pylist()).astype(np.float16).astype(np.float32)
+    taste = np.array(vectors([ANN], seed=1, key=USER)[EMBEDDING].to_pylist()[0]).astype(np.float16).astype(np.float32)
+    scores = halves @ taste / np.linalg.norm(halves, axis=1) / np.linalg.norm(taste)
+    found = recommend(filled, ANN, 20)
+    assert found[VIDEO].tolist() == [ids(20)[i] for i in np.argsort(-scores)]
+    np.testing.assert_allclose(found['score'], np.sort(scores)[::-1], atol=1e-3)
+
+
+def test_decided_videos_are_not_recommended_even_if_they_are_all_the_nearest(database):
+    n = 2000
+    save_videos(database, videos(n))
+    save_embeddings(database, vectors(ids(n)), VIDEO, 'm1')
+    save_profiles(database, [ANN, BEN])
+    save_embeddings(database, vectors([ANN, BEN], key=USER), USER, 'm1')
+    nearest = recommend(database, ANN, 500)[VIDEO].tolist()
+    rows = {USER: [ANN] * 500, VIDEO: nearest, DECISION: (['like', 'dislike', 'skip'] * 200)[:500], TIME: [None] * 500}
+    assert save_decisions(database, pa.table(rows, DECISIONS)) == 500
+    found = recommend(database, ANN, 50)[VIDEO].tolist()
+    assert len(found) == 50
+    assert not set(found) & set(nearest)
+    assert len(recommend(database, BEN, 50)) == 50
+
+
+# Who sees what
+
+
+def seen(conn, role, query, user=None):
+    "What a role sees, or `denied`."
+    try:
+        with conn.transaction(force_rollback=True):
+            conn.execute(f'SET LOCAL ROLE {role}')
+            conn.execute("SELECT set_config('request.jwt.claims', %s, true)", [f'{{"sub": "{user}"}}' if user else ''])
+            return conn.execute(query).fetchone()[0]
+    except psycopg.errors.InsufficientPrivilege:
+        return 'denied'
+
+
+@pytest.mark.parametrize(
+    ('table', 'anon', 'ann'),
+    [
+        ('videos', 20, 20),
+        ('video_embeddings', 20, 20),
+        ('profiles', 'denied', 1),
+        ('user_embeddings', 'denied', 1),
+        ('user_video_decisions', 'denied', 2),
+        ('twotower_migrations', 'denied', 'denied'),
+    ],
+)
+def test_each_role_sees_its_own(filled, table, anon, ann):
+    rows = {USER: [ANN, ANN, BEN], VIDEO: ids(3), DECISION: ['like'] * 3, TIME: [None] * 3}
+    save_decisions(filled, pa.table(rows, DECISIONS))
+    count = f'SELECT count(*) FROM {table}'
+    assert seen(filled, 'anon', count) == anon
+    assert seen(filled, 'authenticated', count, ANN) == ann
+    assert seen(filled, 'authenticated', count) in (0, 20, 'denied')
+    if table != 'twotower_migrations':
+        assert seen(filled, 'service_role', count) == filled.execute(count).fetchone()[0]
+
+
+def test_functions_give_each_role_its_own(filled):
+    ask = f"SELECT count(*) FROM recommend_videos('{ANN}', 5)"
+    assert seen(filled, 'anon', ask) == 'denied'
+    assert seen(filled, 'authenticated', ask, ANN) == 5
+    assert seen(filled, 'authenticated', ask, BEN) == 0
+    assert seen(filled, 'service_role', ask) == 5
+    assert seen(filled, 'anon', f"SELECT count(*) FROM similar_videos('{ids(1)[0]}', 5)") == 5
+
+
+def test_nobody_writes_but_the_service(filled):
+    for role in ('anon', 'authenticated'):
+        for table in ('videos', 'tags', 'user_embeddings', 'video_embeddings', 'profiles'):
+            assert (
+                seen(filled, role, f'WITH d AS (DELETE FROM {table} RETURNING 1) SELECT count(*) FROM d', ANN)
+                == 'denied'
+            )
+    insert = f"INSERT INTO user_video_decisions VALUES ('{BEN}', '{ids(1)[0]}', 'like') RETURNING 1"
+    assert seen(filled, 'authenticated', insert, BEN) == 1
+    assert seen(filled, 'authenticated', insert, ANN) == 'denied'  # in the name of another
+
+
+# Texts and tables
+
+ODD = [
+    "O'Brien",
+    'a "quoted" title',
+    'two\nlines',
+    'tab\tbed',
+    '\\.',
+    '\\N',
+    'NULL',
+    '',
+    ' ',
+    '動画 🎬',
+    '%s {x} $1',
+    ',',
+]
+
+
+def test_odd_texts_come_back_as_they_were(database):
+    tags = [[t for t in ODD if t]] + [[t] for t in ODD[1:]]
+    table = videos(len(ODD), title=ODD, maker=ODD[::-1], tags=tags)
+    save_videos(database, table)
+    back = {row['content_id']: row for row in load_videos(database).to_pylist()}
+    for row in table.to_pylist():
+        found = back[row['content_id']]
+        assert (found['title'], found['maker']) == (row['title'], row['maker'])
+        assert found['tags'] == sorted(t for t in row['tags'] if t)  # a nameless tag says nothing
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.none() | st.text(st.characters(exclude_characters='\0', exclude_categories=['Cs'])), max_size=30))
+def test_any_text_comes_back(database, texts):
+    database.execute('TRUNCATE videos CASCADE')
+    save_videos(database, videos(len(texts), title=texts))
+    back = {row['content_id']: row['title'] for row in load_videos(database).to_pylist()}
+    assert back == {f'c{i}': text for i, text in enumerate(texts)}
+
+
+@pytest.mark.parametrize('column', ['title', 'tags'])
+def test_nul_is_refused_by_name(database, column):
+    value = {'title': ['a', 'b\0c'], 'tags': [['a'], ['b\0c']]}[column]
+    with pytest.raises(InputError, match='contains a NUL character'):
+        save_videos(database, videos(2, **{column: value}))
+    assert contents(database, 'videos') == []
+
+
+def test_numbers_and_dates_come_back_as_they_were(database):
+    days = pa.array([0, -3653, None], pa.int32()).cast(pa.date32())
+    table = videos(3, release_date=days, duration=[0.1, None, 1e7], price=[1 / 3, 0, None])
+    table = table.set_column(0, VIDEO, pa.array([ANN, None, BEN]))
+    save_videos(database, table)
+    back = load_videos(database).sort_by('content_id')
+    assert back[VIDEO].to_pylist() == [ANN, as_uuid('https://v.example/1'), BEN]
+    for name in ('release_date', 'duration', 'price', 'content_id', 'product_url'):
+        assert back[name].to_pylist() == table[name].to_pylist(), name
+
+
+def test_an_empty_catalogue_is_a_table_without_rows(database):
+    assert load_videos(database).equals(VIDEOS.empty_table())
+    assert save_videos(database, VIDEOS.empty_table()) == 0
+
+
+def test_two_videos_at_one_address_are_refused(database):
+    save_videos(database, videos(1))
+    with pytest.raises(OutsideError, match='duplicate key value violates unique constraint'):
+        save_videos(database, videos(1, content_id=['other']))
+
+
+def test_a_video_keeps_its_id_when_its_address_changes(filled):
+    assert save_videos(filled, videos(1, product_url=['https://v.example/new'])) == 1
+    assert filled.execute("SELECT id::text FROM videos WHERE content_id = 'c0'").fetchone() == (ids(1)[0],)
+
+
+def test_the_later_decision_wins(filled):
+    def decide(kind, time):
+        return save_decisions(filled, pa.table({USER: [ANN], VIDEO: ids(1), DECISION: [kind], TIME: [time]}, DECISIONS))
+
+    assert [decide('like', 1), decide('dislike', 3), decide('skip', 2)] == [1, 1, 0]
+    assert filled.execute('SELECT decision_type FROM user_video_decisions').fetchall() == [('dislike',)]
+
+
+# Connections
+
+
+def test_no_error_contains_the_password(monkeypatch):
+    def shown(url):
+        monkeypatch.setenv('REMOTE_DATABASE_URL', url)
+        try:
+            connect()
+        except (OutsideError, SettingError) as error:
+            return ''.join(traceback.format_exception(error))  # with whatever it was raised from
+
+    refused = shown('postgresql://me:hunter2@127.0.0.1:1/x?connect_timeout=2')
+    assert 'OutsideError: me@127.0.0.1:1/x: ' in refused
+    assert 'hunter2' not in refused
+    for url in ('postgres//me:hunter2@h/x', 'postgresql://me:hunt%er2@h/x', 'postgresql://me:1/hunter2@h/x', 'hunter2'):
+        text = shown(url)
+        assert 'SettingError: the database URL can not be read' in text
+        assert 'hunter2' not in text
+        assert '%er2' not in text
+
+
+def test_a_lost_connection_is_named(database):
+    def cut():
+        with transaction(database, 'counting'):
+            with connect() as other:
+                other.execute('SELECT pg_terminate_backend(%s)', [database.info.backend_pid])
+            database.execute('SELECT 1')
+
+    with pytest.raises(OutsideError, match='counting: terminating connection due to administrator command'):
+        cut()
+    with pytest.raises(OutsideError, match=r'closed|lost'):
+        load_videos(database)
+
+
+# The embedded server
+
+USE = """
+import sys, time
+from pathlib import Path
+import psycopg
+from twotower import embedded
+with psycopg.connect(embedded.start(Path(sys.argv[1]), linger=1)) as conn:
+    print(conn.execute('SELECT pg_postmaster_start_time()').fetchone()[0], flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+def use(folder, seconds):
+    return subprocess.Popen([sys.executable, '-c', USE, folder, str(seconds)], stdout=subprocess.PIPE, text=True)
+
+
+def running(folder):
+    try:
+        os.kill(int((folder / 'data' / 'postmaster.pid').read_text().split()[0]), 0)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return True
+
+
+def test_processes_share_one_server_and_the_last_one_ends_it(tmp_path):
+    folder = tmp_path / 'a folder, long ' / ('x' * 100)  # longer than the path of a socket may be
+    users = [use(folder, 0), use(folder, 0), use(folder, 60)]
+    starts = [user.stdout.readline() for user in users]
+    assert starts[0].strip()
+    assert len(set(starts)) == 1
+    assert [user.wait(20) for user in users[:2]] == [0, 0]
+    time.sleep(2.5)  # more than the server lingers
+    assert running(folder)
+    users[2].send_signal(signal.SIGKILL)  # who leaves without a word is missed as well
+    users[2].wait()
+    deadline = time.monotonic() + 10
+    while running(folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not running(folder)
+
+
+def test_a_killed_server_starts_again_with_what_was_committed(tmp_path):
+    with psycopg.connect(embedded.start(tmp_path, linger=1)) as conn:
+        conn.execute('CREATE TABLE kept AS SELECT 7 AS n')
+    os.kill(int((tmp_path / 'data' / 'postmaster.pid').read_text().split()[0]), signal.SIGKILL)
+    with psycopg.connect(embedded.start(tmp_path)) as conn:
+        assert conn.execute('SELECT n FROM kept').fetchone() == (7,)
+    embedded.stop(tmp_path)

@@ -1,0 +1,184 @@
+"""What a store promises, and that it holds when the process dies, the disk is full or others ask at the same time."""
+
+import errno
+import multiprocessing
+import os
+import shutil
+from itertools import count
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twotower.core import OutsideError, SettingError, project_file
+from twotower.store import ExistsError, LocalStore, MissingError, Rehearsal, check_key, open_store
+
+
+@pytest.fixture(params=['local', 'rehearsal'])
+def store(request, tmp_path):
+    local = LocalStore(tmp_path / 'store')
+    return local if request.param == 'local' else Rehearsal(local, tmp_path / 'scratch')
+
+
+@pytest.fixture
+def file(tmp_path):
+    def make(text: str) -> Path:
+        (tmp_path / 'in').write_text(text)
+        return tmp_path / 'in'
+
+    return make
+
+
+def test_an_object_comes_back_as_it_was(store, file, tmp_path):
+    content = os.urandom(3_000_000)
+    (tmp_path / 'big').write_bytes(content)
+    store.put('a/big', tmp_path / 'big', create_only=True)
+    store.get('a/big', tmp_path / 'deep' / 'er' / 'copy')
+    assert (tmp_path / 'deep' / 'er' / 'copy').read_bytes() == store.read('a/big') == content
+
+
+def test_create_only_never_overwrites(store, file):
+    store.put('k', file('1'), create_only=True)
+    with pytest.raises(ExistsError, match='k is already in'):
+        store.put('k', file('2'), create_only=True)
+    assert store.read('k') == b'1'
+    store.put('k', file('22'), create_only=False)
+    assert (store.read('k'), store.list('')) == (b'22', {'k': 2})
+
+
+def test_what_is_missing_is_said(store, tmp_path):
+    with pytest.raises(MissingError, match='no/thing is not in'):
+        store.read('no/thing')
+    with pytest.raises(MissingError, match='no/thing is not in'):
+        store.get('no/thing', tmp_path / 'x')
+    assert not (tmp_path / 'x').exists()
+    store.delete(['no/thing'])
+
+
+def test_list_is_by_folder_and_not_by_prefix(store, file):
+    for key in ('run/1/x', 'run/10/x', 'run/1/y/z', 'runs'):
+        store.put(key, file('1'), create_only=True)
+    assert list(store.list('run/1')) == ['run/1/x', 'run/1/y/z']
+    assert len(store.list('')) == 4
+    store.delete(['run/1/x'])
+    assert list(store.list('run/1')) == ['run/1/y/z']
+    store.put('run/1/x', file('1'), create_only=True)
+
+
+@pytest.mark.parametrize(
+    'key', ['../x', 'a/../../x', '/etc/passwd', '', '.', 'a//b', 'a/', 'ä', 'a b', 'a\n', '.x', 'a\0']
+)
+def test_a_key_stays_in_its_store(store, file, tmp_path, key):
+    for use in (
+        lambda: store.put(key, file('1'), create_only=True),
+        lambda: store.get(key, tmp_path / 'out'),
+        lambda: store.read(key),
+        lambda: store.delete([key]),
+    ):
+        with pytest.raises(SettingError, match='can not be a key'):
+            use()
+
+
+@given(st.text(max_size=12))
+def test_an_accepted_key_is_plain(key):
+    try:
+        check_key(key)
+    except SettingError:
+        return
+    assert key.isascii()
+    assert os.path.normpath(key) == key
+    assert not any(part.startswith('.') for part in key.split('/'))
+
+
+@pytest.mark.parametrize('create_only', [True, False])
+def test_sigkill_at_every_step_of_put(tmp_path, file, killed_at, create_only):
+    for n in count(1):
+        store = LocalStore(tmp_path / f'store{n}')
+        if not create_only:
+            store.put('a/b/k', file('old'), create_only=True)
+        path = file('new')
+        killed = killed_at(n, lambda s=store, p=path: s.put('a/b/k', p, create_only))
+        assert store.list('') in ({}, {'a/b/k': 3})  # no draft is ever listed
+        if store.list(''):
+            assert store.read('a/b/k') in ((b'new',) if create_only else (b'old', b'new'))
+        store.put('a/b/k', path, create_only=False)
+        assert store.read('a/b/k') == b'new'
+        if not killed:
+            break
+    assert n > 4
+
+
+def test_sigkill_at_every_step_of_get(tmp_path, file, killed_at):
+    store = LocalStore(tmp_path / 'store')
+    store.put('k', file('new'), create_only=True)
+    for n in count(1):
+        (tmp_path / 'out').write_text('old')
+        killed = killed_at(n, lambda: store.get('k', tmp_path / 'out'))
+        assert (tmp_path / 'out').read_text() in ('old', 'new')
+        if not killed:
+            break
+    assert n > 3
+
+
+@pytest.mark.parametrize('create_only', [True, False])
+def test_a_full_disk_loses_nothing(tmp_path, file, monkeypatch, create_only):
+    store = LocalStore(tmp_path / 'store')
+    store.put('old', file('1'), create_only=True)
+
+    def full(source, target):
+        Path(target).write_text('ha')
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, 'copyfile', full)
+    with pytest.raises(OutsideError, match=r'(old|new) could not be put into .*No space left'):
+        store.put('new' if create_only else 'old', file('22'), create_only)
+    assert [p.name for p in store.folder.iterdir()] == ['old']
+    assert store.read('old') == b'1'
+
+
+def _claim(folder: Path, number: int, barrier) -> None:
+    (folder / f'in{number}').write_text(str(number))
+    barrier.wait()
+    for key in range(20):
+        try:
+            LocalStore(folder / 'store').put(f'seq/{key}', folder / f'in{number}', create_only=True)
+        except ExistsError:
+            continue
+        (folder / f'won{key}-{number}').touch()
+
+
+def test_of_many_processes_one_creates(tmp_path):
+    fork = multiprocessing.get_context('fork')
+    barrier = fork.Barrier(6)
+    processes = [fork.Process(target=_claim, args=(tmp_path, number, barrier)) for number in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [p.exitcode for p in processes] == [0] * 6
+    store = LocalStore(tmp_path / 'store')
+    for key in range(20):
+        assert [p.name for p in tmp_path.glob(f'won{key}-*')] == [f'won{key}-{store.read(f"seq/{key}").decode()}']
+
+
+def test_a_rehearsal_changes_nothing(tmp_path, file):
+    real = LocalStore(tmp_path / 'store')
+    for key in ('a', 'b', 'c'):
+        real.put(key, file('1'), create_only=True)
+    trial = Rehearsal(real, tmp_path / 'scratch')
+    trial.put('a', file('222'), create_only=False)
+    trial.put('d/e', file('22'), create_only=True)
+    trial.delete(['b', 'd/e'])
+    assert trial.list('') == {'a': 3, 'c': 1}
+    with pytest.raises(MissingError, match='d/e'):
+        trial.read('d/e')
+    assert real.list('') == {'a': 1, 'b': 1, 'c': 1}
+
+
+def test_the_installation_has_a_store(tmp_path, monkeypatch):
+    (tmp_path / 'settings.ini').write_text(
+        project_file('settings.ini').read_text().replace('outputs/store', 'elsewhere')
+    )
+    monkeypatch.setenv('TWOTOWER_HOME', str(tmp_path))
+    assert str(open_store()) == f'folder {tmp_path}/elsewhere'
