@@ -1,23 +1,25 @@
 # make demo    from nothing to recommendations, on real ratings
 # make test    lint, the notebooks' own tests, and the tests beside them
 # make lab     open the notebooks
+# make readme  write README.md from nbs/index.ipynb
 # make ci      all that must hold before a change lands
 # make clean   remove the virtual environment and caches; data/ and outputs/ stay
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(firstword $(shell cat pyproject.toml constraints.txt | cksum))
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: help install demo test lab ci clean
+.PHONY: help install demo test lab readme ci clean
 .SILENT:
 
 help:
 	sed -n 's/^# make/make/p' Makefile
 
-install: $(VENV)/.installed
+install: $(STAMP)
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(STAMP):
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; choose one: make PYTHON=python3.12 ...")'
 	echo 'installing into $(VENV) (once, a few minutes)'
 	$(PYTHON) -m venv $(VENV)
@@ -31,12 +33,15 @@ demo: install
 test: install
 	$(BIN)/ruff check -q
 	echo 'notebooks'
-	$(BIN)/nbdev-test --n_workers 2
+	$(BIN)/nbdev-test --n-workers 2
 	echo 'tests'
 	$(BIN)/python -m pytest
 
 lab: install
 	$(BIN)/jupyter lab nbs
+
+readme:
+	$(PYTHON) .ci/readme.py
 
 ci:
 	.ci/run

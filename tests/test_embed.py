@@ -56,7 +56,10 @@ def run(database):
     known = pa.table({VIDEO: table[VIDEO], EMBEDDING: vectors.tolist()}, embeddings_schema(VIDEO))
     write_table(run.model / VIDEO_EMBEDDINGS, known, embeddings_schema(VIDEO))
     write_table(run.model / USER_EMBEDDINGS, embeddings_schema(USER).empty_table(), embeddings_schema(USER))
-    write_json(run.metrics, {'verdict': 'pass', 'files': {name: sha256(run.model / name) for name in MODEL_FILES}})
+    write_json(
+        run.metrics,
+        {'run_id': run.id, 'verdict': 'pass', 'files': {name: sha256(run.model / name) for name in MODEL_FILES}},
+    )
     return run
 
 

@@ -122,13 +122,14 @@ def sha256(
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
-# %% ../nbs/00_core.ipynb #342a8244
+# %% ../nbs/00_core.ipynb #2c99bc6b
 USER, VIDEO, LABEL, KIND, STARS, TIME = 'user_id', 'video_id', 'label', 'kind', 'stars', 'created_at'
 LIKE, DISLIKE, NEUTRAL, PSEUDO = 'like', 'dislike', 'neutral', 'pseudo'
 EMBEDDING, DIMENSION = 'embedding', 128
 
 _text, _texts, _instant = pa.string(), pa.list_(pa.string()), pa.timestamp('us', tz='UTC')
 
+# %% ../nbs/00_core.ipynb #1e850ecf
 INTERACTIONS = pa.schema(
     {
         USER: _text,
@@ -173,7 +174,7 @@ USER_FEATURES = pa.schema(
     }
 )
 
-
+# %% ../nbs/00_core.ipynb #3b1a1d69
 def embeddings_schema(
     key: str,  # `USER` or `VIDEO`
 ) -> pa.Schema:  # id column and a fixed-size list of 128 float32
@@ -281,7 +282,7 @@ def installation(
     root = project_root()
     return Installation(**{k: root / v if fields[k].type is Path else v for k, v in found.items()})
 
-# %% ../nbs/00_core.ipynb #39c0edcb
+# %% ../nbs/00_core.ipynb #49339d63
 def _names(*names: str, **kwargs):
     return Field(default=None, validation_alias=AliasChoices(*names), **kwargs)
 
@@ -305,6 +306,11 @@ class Environment(BaseSettings):
     pooler_port: int | None = _names('SUPABASE_POOLER_PORT', description='5432 session mode, 6543 transaction mode')
     ssl_mode: str | None = _names('PGSSLMODE', description='such as verify-full')
     ssl_root_cert: str | None = _names('PGSSLROOTCERT', description='file with the certificate authority')
+    fanza_api_id: SecretStr | None = _names('FANZA_API_ID', description='application id for the item API')
+    fanza_api_affiliate_id: SecretStr | None = _names(
+        'FANZA_API_AFFILIATE_ID', description='affiliate id for the item API, ends in -990 to -999'
+    )
+    fanza_link_affiliate_id: str | None = _names('FANZA_LINK_AFFILIATE_ID', description='affiliate id in public links')
 
 
 def environment() -> Environment:  # secrets are masked when shown

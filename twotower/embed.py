@@ -19,20 +19,21 @@ from .features import encode
 from .model import onnx_embed, onnx_session
 from .runs import META, ONNX, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, Run, blessed, read_json
 
-# %% ../nbs/04_embed.ipynb #2a2e87d8
+# %% ../nbs/04_embed.ipynb #a6e4758e
 def embed_missing(
     conn: psycopg.Connection,  # migrated
     run: Run,  # with a model
+    model_version: str,  # the run that trained it
     batch: int = 10_000,  # videos at a time
 ) -> Iterator[pa.Table]:  # `embeddings_schema(VIDEO)`
     "Embeddings of the videos that have none of this run's model."
     encoding, session = read_json(run.model / META)['encoding'], onnx_session(run.model / ONNX)
-    for videos in missing_videos(conn, run.id, batch):
+    for videos in missing_videos(conn, model_version, batch):
         vectors = onnx_embed(session, 'item', encode(encoding, 'item', videos)[0])
         lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
         yield pa.table({VIDEO: videos[VIDEO], EMBEDDING: lists}, embeddings_schema(VIDEO))
 
-# %% ../nbs/04_embed.ipynb #5808d367
+# %% ../nbs/04_embed.ipynb #2f733ebd
 def reflect(
     conn: psycopg.Connection,  # migrated
     run: Run,  # its model must have passed
@@ -42,17 +43,19 @@ def reflect(
     batch: int = 10_000,  # with `missing`: videos at a time
 ) -> pd.DataFrame:  # one row per table: what, rows, inserted, updated, unchanged, missing
     "Bring the embeddings of a blessed run into the database."
-    blessed(run.model, run.metrics)
+    version = blessed(run.model, run.metrics)['run_id']
     files = {VIDEO: VIDEO_EMBEDDINGS} | ({USER: USER_EMBEDDINGS} if include_users else {})
     if rows == 'run':
         with transaction(conn, f'reflecting run {run.id}'):
             counts = {
-                key: [save_embeddings(conn, read_table(run.model / name, embeddings_schema(key)), key, run.id, dry_run)]
+                key: [
+                    save_embeddings(conn, read_table(run.model / name, embeddings_schema(key)), key, version, dry_run)
+                ]
                 for key, name in sorted(files.items())
             }
     elif rows == 'missing':
-        pieces = embed_missing(conn, run, batch)
-        counts = {VIDEO: [save_embeddings(conn, piece, VIDEO, run.id, dry_run) for piece in pieces]}
+        pieces = embed_missing(conn, run, version, batch)
+        counts = {VIDEO: [save_embeddings(conn, piece, VIDEO, version, dry_run) for piece in pieces]}
     else:
         raise SettingError(f'rows is {rows!r}, must be run or missing')
     names = {USER: 'users', VIDEO: 'videos'}

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['INPUT_SCHEMA_VERSION', 'SEGMENTS', 'VOCABULARIES', 'Segment', 'fit_vocabulary', 'fit_encoding', 'encode', 'pad']
 
-# %% ../nbs/11_features.ipynb #d81cc2eb
+# %% ../nbs/11_features.ipynb #946b3234
+from collections import Counter
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -72,16 +73,41 @@ def fit_vocabulary(
     ranked = table.sort_by([('count', 'descending'), ('word', 'ascending')])['word'].to_pylist()
     return ranked[:largest] if largest > 0 else ranked
 
-# %% ../nbs/11_features.ipynb #71e5a682
+# %% ../nbs/11_features.ipynb #74465b0c
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+_NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null)
+_DATES = (*_TEXTS, pa.types.is_date, pa.types.is_timestamp)
+
+
+def _one_of(type: pa.DataType, tests: tuple) -> bool:
+    return any(test(type.value_type if pa.types.is_dictionary(type) else type) for test in tests)
+
+
+def _plain(values: pa.ChunkedArray, segment: dict) -> pa.Array:
+    "One array of texts, lists of texts, dates or numbers, as the segment needs it."
+    kind, type = segment['kind'], values.type
+    if kind == 'multi_hot':
+        fits, target = _one_of(type, _LISTS) and _one_of(type.value_type, _TEXTS), pa.list_(pa.string())
+    elif kind in ('one_hot', 'hashed'):
+        fits, target = _one_of(type, _TEXTS), pa.string()
+    elif segment['transform'] == 'year':
+        fits, target = _one_of(type, _DATES), pa.date32()
+        if pa.types.is_timestamp(type):
+            values = values.cast(pa.timestamp(type.unit))  # the day in UTC, wherever it is looked at from
+    else:
+        fits, target = _one_of(type, _NUMBERS), pa.float64()
+    if not fits:
+        raise TypeError(f'{target} is needed')
+    return values.cast(target, safe=target != pa.float64()).combine_chunks()
+
+# %% ../nbs/11_features.ipynb #0cef4495
 def _lookup(values: pa.Array, vocabulary: list[str]) -> tuple[sparse.csr_matrix, int]:
     "Multi-hot rows of length 1, and how many words the vocabulary doesn't know."
-    if not pa.types.is_list(values.type):
-        offsets, words = np.arange(len(values) + 1), values
-    else:
-        offsets, words = (
-            np.concatenate([[0], np.cumsum(pc.fill_null(pc.list_value_length(values), 0).to_numpy())]),
-            values.flatten(),
-        )
+    offsets, words = np.arange(len(values) + 1), values
+    if pa.types.is_list(values.type):
+        lengths, words = pc.fill_null(pc.list_value_length(values), 0), values.flatten()
+        offsets = np.concatenate([[0], np.cumsum(lengths.to_numpy())])
     columns = pc.fill_null(pc.index_in(words, value_set=pa.array(vocabulary, pa.string())), -1).to_numpy()
     known = columns >= 0
     indptr = np.concatenate([[0], np.cumsum(known)])[offsets]
@@ -93,11 +119,12 @@ def _lookup(values: pa.Array, vocabulary: list[str]) -> tuple[sparse.csr_matrix,
     matrix.data = np.repeat(1 / np.sqrt(np.maximum(counts, 1)), counts).astype(np.float32)
     return matrix, int((~known & pc.is_valid(words).to_numpy(zero_copy_only=False)).sum())
 
-# %% ../nbs/11_features.ipynb #d46638e5
+# %% ../nbs/11_features.ipynb #a6cd896b
 def _numbers(values: pa.Array, transform: str) -> np.ndarray:
     "Transformed numbers as float64, NaN where missing."
-    days = values.cast(pa.date32()).cast(pa.int32()) if pa.types.is_temporal(values.type) else values
+    days = values.cast(pa.int32()) if pa.types.is_date32(values.type) else values
     x = days.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    x = np.where(np.isfinite(x), x, np.nan)
     if transform == 'log1p':
         return np.log1p(np.maximum(x, 0))
     return 1970 + x / 365.2425 if transform == 'year' else x
@@ -116,27 +143,26 @@ def _binned(x: np.ndarray, edges: list[float]) -> sparse.csr_matrix:
         (np.ones(len(bins), np.float32), bins, np.concatenate([[0], np.cumsum(known)])), (len(x), len(edges) + 1)
     )
 
-# %% ../nbs/11_features.ipynb #6ac0e0c3
+# %% ../nbs/11_features.ipynb #7b5bd529
 _P, _Q, _R = np.uint32(0x9E3779B1), np.uint32(0x85EBCA77), np.uint32(0xC2B2AE3D)
 
 
 def _hashed(values: pa.Array, size: int) -> sparse.csr_matrix:
     "Buckets of the trigrams of each text, rows of length 1."
     texts = pc.utf8_lower(pc.utf8_normalize(pc.fill_null(values, ''), form='NFKC'))
-    lengths = pc.utf8_length(texts).to_numpy().astype(np.int64)
-    codes = np.frombuffer((' ' + '  '.join(texts.to_pylist()) + '  ').encode('utf-32-le'), np.uint32)
-    starts = np.concatenate([[0], np.cumsum(lengths + 2)])[:-1]
-    rows = np.repeat(np.arange(len(values)), lengths)
-    where = np.arange(lengths.sum()) + np.repeat(starts - np.concatenate([[0], np.cumsum(lengths)])[:-1], lengths)
-    h = ((codes[where] * _P + codes[where + 1]) * _Q + codes[where + 2]) * _R
-    matrix = sparse.csr_matrix(
-        (np.ones(len(rows), np.float32), (rows, (h ^ (h >> np.uint32(16))) % np.uint32(size))), (len(values), size)
-    )
+    owner = np.repeat(np.arange(len(texts), dtype=np.int32), pc.utf8_length(texts).to_numpy() + 2)
+    joined = f' {"  ".join(texts.to_pylist())} '
+    codes = np.frombuffer(joined.encode('utf-32-le'), np.uint32)[: len(owner)]
+    h = ((codes[:-2] * _P + codes[1:-1]) * _Q + codes[2:]) * _R
+    bucket = ((h ^ (h >> np.uint32(16))) % np.uint32(size)).astype(np.int32)
+    within = owner[:-2] == owner[2:]  # not from the end of one text into the next
+    entries = np.ones(within.sum(), np.float32), (owner[:-2][within], bucket[within])
+    matrix = sparse.csr_matrix(entries, (len(texts), size))
     counts = np.diff(matrix.indptr)
     matrix.data = np.repeat(1 / np.sqrt(np.maximum(counts, 1)), counts).astype(np.float32)
     return matrix
 
-# %% ../nbs/11_features.ipynb #661799e8
+# %% ../nbs/11_features.ipynb #45a28cfd
 def _fit_segment(segment: Segment, values: pa.ChunkedArray, vocabularies: dict[str, list[str]]) -> dict:
     "A segment with its width and what was fitted, as JSON values."
     entry = {k: v for k, v in asdict(segment).items() if v}
@@ -144,8 +170,8 @@ def _fit_segment(segment: Segment, values: pa.ChunkedArray, vocabularies: dict[s
         return entry | {'width': len(vocabularies[segment.vocabulary])}
     if segment.kind == 'hashed':
         return entry | {'width': segment.size if pc.any(pc.greater(pc.utf8_length(values), 0)).as_py() else 0}
-    x = _numbers(values.combine_chunks(), segment.transform)
-    x = x[np.isfinite(x)]
+    x = _numbers(_plain(values, asdict(segment)), segment.transform)
+    x = np.sort(x[np.isfinite(x)])  # a sum depends on its order, so that of the rows must not matter
     if segment.kind == 'numeric':
         mean, std = (float(x.mean()), float(x.std())) if len(x) else (0.0, 0.0)
         return entry | {'width': int(std > 0), 'mean': mean, 'std': std or 1.0}
@@ -183,43 +209,73 @@ def fit_encoding(
         encoding[side] = {'width': offset, 'segments': entries}
     return encoding
 
-# %% ../nbs/11_features.ipynb #dd9f0cb4
+# %% ../nbs/11_features.ipynb #834a0162
+_BLOCK = 1 << 16  # rows at a time
+
+
+def _encode_segment(segment: dict, values: pa.ChunkedArray, vocabularies: dict) -> tuple[sparse.csr_matrix, int]:
+    "The stretch of one segment, and how many words are unknown."
+    values = _plain(values, segment)
+    match segment['kind']:
+        case 'multi_hot' | 'one_hot':
+            return _lookup(values, vocabularies[segment['vocabulary']])
+        case 'hashed':
+            return _hashed(values, segment['width']), 0
+        case 'numeric':
+            return _numeric(_numbers(values, segment['transform']), segment['mean'], segment['std']), 0
+        case 'binned':
+            return _binned(_numbers(values, segment['transform']), segment['edges']), 0
+
+
+def _encode_block(encoding: dict, side: str, table: pa.Table, unknown: Counter) -> sparse.csr_matrix:
+    "All segments of some rows, side by side; counts the unknown words of each."
+    parts = [sparse.csr_matrix((len(table), 0), dtype=np.float32)]
+    for s in encoding[side]['segments']:
+        if s['column'] not in table.column_names or pa.types.is_null(table[s['column']].type):
+            parts.append(sparse.csr_matrix((len(table), s['width']), dtype=np.float32))
+            continue
+        try:
+            part, count = _encode_segment(s, table[s['column']], encoding['vocabularies'])
+        except (ValueError, TypeError, NotImplementedError) as error:
+            type = table[s['column']].type
+            raise InputError(f'{side} column {s["column"]} is {type}, which can not be {s["kind"]}: {error}') from error
+        parts.append(part)
+        unknown[s['name']] += count
+    return sparse.hstack(parts, 'csr', np.float32)
+
+
+def _check_definition(encoding: dict, side: str, columns: list[str]) -> None:
+    "Refuse what would be read wrongly."
+    if (version := encoding['input_schema_version']) > INPUT_SCHEMA_VERSION:
+        raise InputError(
+            f'the model has input_schema_version {version}, this code knows {INPUT_SCHEMA_VERSION}: update twotower'
+        )
+    offset = 0
+    for s in encoding[side]['segments']:
+        if s['offset'] != offset:
+            raise InputError(f'{side} segment {s["name"]} is at {s["offset"]}, but those before it end at {offset}')
+        if columns.count(s['column']) > 1:
+            raise InputError(f'{side} column {s["column"]} is there more than once')
+        offset += s['width']
+
+
 def encode(
     encoding: dict,  # from `fit_encoding` or model_meta.json
     side: str,  # `item` or `user`
     table: pa.Table,  # any of the columns of that side
 ) -> tuple[sparse.csr_matrix, dict]:  # float32 rows, (n, width); what was ignored, missing or unknown
     "Turn rows of columns into rows of numbers."
-    blocks, unknown, missing = [], {}, []
-    for s in encoding[side]['segments']:
-        if s['column'] not in table.column_names or pa.types.is_null(table[s['column']].type):
-            missing.append(s['column'])
-            blocks.append(sparse.csr_matrix((len(table), s['width']), dtype=np.float32))
-            continue
-        values = table[s['column']].combine_chunks()
-        try:
-            if s['kind'] in ('multi_hot', 'one_hot'):
-                block, unknown[s['name']] = _lookup(values, encoding['vocabularies'][s['vocabulary']])
-            elif s['kind'] == 'hashed':
-                block = _hashed(values, s['width'])
-            else:
-                x = _numbers(values, s['transform'])
-                block = _numeric(x, s['mean'], s['std']) if s['kind'] == 'numeric' else _binned(x, s['edges'])
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError) as error:
-            raise InputError(
-                f'{side} column {s["column"]} is {values.type}, which can not be {s["kind"]}: {error}'
-            ) from error
-        blocks.append(block)
-    matrix = (
-        sparse.hstack(blocks, 'csr', np.float32) if blocks else sparse.csr_matrix((len(table), 0), dtype=np.float32)
-    )
-    known = {s['column'] for s in encoding[side]['segments']} | {f'{side}_id', VIDEO}
-    ignored = sorted(set(table.column_names) - known)
-    return matrix, {
+    _check_definition(encoding, side, table.column_names)
+    unknown, starts = Counter(), range(0, max(len(table), 1), _BLOCK)
+    parts = [table.slice(start, min(_BLOCK, len(table) - start)) for start in starts]
+    blocks = [_encode_block(encoding, side, part, unknown) for part in parts]
+    columns = [s['column'] for s in encoding[side]['segments']]
+    present = {name for name in table.column_names if not pa.types.is_null(table[name].type)}
+    return blocks[0] if len(blocks) == 1 else sparse.vstack(blocks, 'csr'), {
         'rows': len(table),
-        'ignored_columns': ignored,
-        'missing_columns': missing,
-        'unknown_words': {k: n for k, n in unknown.items() if n},
+        'ignored_columns': sorted(set(table.column_names) - {*columns, f'{side}_id', VIDEO}),
+        'missing_columns': [name for name in columns if name not in present],
+        'unknown_words': {name: n for name, n in unknown.items() if n},
     }
 
 

@@ -148,7 +148,7 @@ def load_model(
         raise InputError(f'{path} does not hold the weights of a model of the sizes {config}: {error}') from error
     return model.eval()
 
-# %% ../nbs/12_model.ipynb #c413d7b5
+# %% ../nbs/12_model.ipynb #954f053e
 INPUTS, OUTPUTS = ('user_features', 'item_features'), ('user_embedding', 'item_embedding')
 
 
@@ -181,7 +181,7 @@ def export_onnx(
     onnx.checker.check_model(proto)
     onnx.save(proto, path)
 
-
+# %% ../nbs/12_model.ipynb #30145eb1
 def onnx_session(
     path: Path,  # written by `export_onnx`
     threads: int = 0,  # 0: all cores

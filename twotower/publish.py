@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'MANIFEST', 'PUBLISHED', 'CURRENT', 'SEEN', 'ACTIONS', 'upload', 'take', 'activations', 'active', 'mirror',
-           'activate', 'rollback', 'fetch', 'subject', 'perform', 'list_runs', 'list_files', 'list_activations']
+           'activate', 'rollback', 'fetch', 'adopt', 'subject', 'perform', 'list_runs', 'list_files',
+           'list_activations']
 
 # %% ../nbs/05_publish.ipynb #075e2c53
 import fcntl
@@ -318,7 +319,18 @@ def fetch(
         point(folder / CURRENT, target)
     return now
 
-# %% ../nbs/05_publish.ipynb #5f4fa262
+# %% ../nbs/05_publish.ipynb #29fd96ea
+def adopt(
+    run: Run,  # without a model of its own
+    fetched: Path,  # a folder that `fetch` made
+) -> None:
+    "Let a run use a fetched model."
+    if run.model.exists() and not run.model.is_symlink():
+        raise SettingError(f'run {run.id} has trained a model of its own: fetch into a new run')
+    point(run.model, fetched)
+    point(run.metrics, fetched / METRICS)
+
+# %% ../nbs/05_publish.ipynb #8c528e30
 ACTIONS = ('upload', 'activate', 'publish', 'rollback', 'fetch', 'list')
 
 
@@ -354,7 +366,9 @@ def perform(
     if action == 'rollback':
         rollback(store, run.id)
     if action == 'fetch':
-        fetch(store, folder, allow_older, dry_run)
+        now = fetch(store, folder, allow_older, dry_run)
+        if run.path.is_dir() and not dry_run:
+            adopt(run, folder / now['run_id'])
 
 # %% ../nbs/05_publish.ipynb #491cf10e
 def list_runs(

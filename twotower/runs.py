@@ -60,7 +60,7 @@ class Run:
     def reports(self) -> Path:
         return self.path / 'reports'
 
-# %% ../nbs/08_runs.ipynb #71c77945
+# %% ../nbs/08_runs.ipynb #87d93473
 def read_json(
     path: Path,  # a file with one JSON object
 ) -> dict:  # its content
@@ -81,7 +81,7 @@ def write_json(
     with atomic_file(path) as draft:
         draft.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + '\n', encoding='utf-8')
 
-
+# %% ../nbs/08_runs.ipynb #c24bb6a6
 def create_run(
     run_id: str = 'auto',  # letters, digits, dot, dash, underscore; `auto` is the time, UTC
     outputs: Path | None = None,  # the outputs folder, the installation's by default
@@ -125,7 +125,7 @@ def find_run(
         raise InputError(f'no run {run_id!r} in {outputs}; the newest are: {ids}')
     return Run(path.resolve())
 
-# %% ../nbs/08_runs.ipynb #51553d13
+# %% ../nbs/08_runs.ipynb #1afd8853
 def checked_parameters(
     namespace: dict,  # the notebook's `globals()`
 ) -> SimpleNamespace:  # every declared parameter with its value
@@ -192,7 +192,7 @@ def record(
     }
     write_json(run.path / 'run.json', content)
 
-# %% ../nbs/08_runs.ipynb #3e6be40d
+# %% ../nbs/08_runs.ipynb #40c15df4
 def blessed(
     model: Path,  # folder with the five model files
     metrics: Path,  # the metrics.json that judged them
@@ -218,7 +218,8 @@ def point_stable(
     outputs = outputs or installation().outputs
     for run in reversed(all_runs(outputs)):
         try:
-            blessed(run.model, run.metrics)
+            if blessed(run.model, run.metrics).get('run_id') != run.id:
+                continue  # it works with a model that another run trained
         except (GateError, InputError):
             continue
         point(outputs / 'stable', run.path)

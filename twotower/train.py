@@ -124,7 +124,7 @@ def binary_loss(
     logits = ((users[rows] * items[columns]).sum(1) - 0.5) / temperature
     return F.binary_cross_entropy_with_logits(logits, labels)
 
-# %% ../nbs/02_train.ipynb #4c616b7c
+# %% ../nbs/02_train.ipynb #c525964d
 def _candidates(
     data: TrainingSet, wanted: Tensor, number: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor | float]:
@@ -136,7 +136,7 @@ def _candidates(
     rows, counts = torch.cat([wanted, drawn]).unique(return_counts=True)
     return rows, (counts / len(wanted) + number / n).clamp(max=1).log()
 
-
+# %% ../nbs/02_train.ipynb #42f9a946
 def batch_loss(
     model: TwoTower,  # in training mode
     data: TrainingSet,  # what to learn from
@@ -176,7 +176,7 @@ def batch_loss(
         loss = loss * (1 - share) + share * binary
     return loss
 
-# %% ../nbs/02_train.ipynb #4920f3a2
+# %% ../nbs/02_train.ipynb #ba9de49f
 def batches(
     n: int,  # number of users
     size: int,  # users in a batch
@@ -185,7 +185,7 @@ def batches(
     "Every user once, in random order."
     return iter(torch.randperm(n, generator=generator).split(size))
 
-
+# %% ../nbs/02_train.ipynb #9a63db28
 def fit(
     data: TrainingSet,  # what to learn from
     config: SimpleNamespace,  # the parameters of this notebook
@@ -226,7 +226,7 @@ def fit(
             break
     return average.module.eval(), history
 
-# %% ../nbs/02_train.ipynb #18d83c64
+# %% ../nbs/02_train.ipynb #035f7319
 def set_aside(
     data: TrainingSet,  # what to learn from
     ratio: float,  # share of each history, 0 to 1
@@ -260,7 +260,7 @@ def set_aside(
 def _matrix(rows: Rows, width: int) -> sparse.csr_matrix:
     return sparse.csr_matrix((rows.values.numpy(), rows.columns.numpy(), rows.starts.numpy()), (len(rows), width))
 
-
+# %% ../nbs/02_train.ipynb #4b50fec4
 def train(
     data: TrainingSet,  # what to learn from
     config: SimpleNamespace,  # the parameters of this notebook
@@ -308,7 +308,7 @@ def target_weights(
     above = np.nan_to_num((stars - fewest) / max(5.0 - fewest, 1e-9), nan=0.0)
     return np.where(liked, 1 + star_weight * above, seen_weight)
 
-# %% ../nbs/02_train.ipynb #3959a199
+# %% ../nbs/02_train.ipynb #c3318d11
 @dataclass(frozen=True)
 class Prepared:
     "What 01_prep left, as the towers see it."
@@ -320,7 +320,7 @@ class Prepared:
     items: sparse.csr_matrix  # (n_items, d_item)
     data: TrainingSet  # what to learn from
 
-
+# %% ../nbs/02_train.ipynb #de6b121d
 def load_prepared(
     folder: Path,  # `prep/` of a run
     config: SimpleNamespace,  # star_weight, seen_weight, max_tag_features, max_performer_features, use_price_feature
