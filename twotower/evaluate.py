@@ -84,7 +84,7 @@ def load_judged(
     seen, liked = matrix(train.filter(pc.not_equal(train[KIND], PSEUDO))), matrix(val.filter(pc.equal(val[KIND], LIKE)))
     return Judged(users, items, seen, liked, rows[known], columns[known], labels, popularity, unknown)
 
-# %% ../nbs/03_eval.ipynb #ebe335da
+# %% ../nbs/03_eval.ipynb #98124642
 def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 

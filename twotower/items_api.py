@@ -227,7 +227,7 @@ def _result(response: httpx.Response) -> dict | None:
 def _count(value: object) -> int | None:
     return int(value) if re.fullmatch(r'\d{1,9}', str(value)) else None
 
-# %% ../nbs/16_items_api.ipynb #c1151c50
+# %% ../nbs/16_items_api.ipynb #bbb4f8ac
 OVERLAP = 5  # entries that a page shares with the one before it
 
 
@@ -241,7 +241,7 @@ class Page:
     ids: list[str]  # content ids in the order of the list
     videos: pa.Table  # `VIDEOS`, each content id once
 
-
+# %% ../nbs/16_items_api.ipynb #dd0bde3a
 @dataclass
 class Client:
     "How to ask the item API, and at what rate."

@@ -50,7 +50,7 @@ def open_page(
     seen = sparse.csr_matrix((np.ones(len(opinions), np.float32), (rows, columns)), (len(users), len(items)))
     return Page(run.id, videos.take(place), user_ids, users, items, seen, opinions)
 
-# %% ../nbs/06_qual.ipynb #5d3914a5
+# %% ../nbs/06_qual.ipynb #2c8b3422
 def _facts(videos: pa.Table) -> pd.DataFrame:
     frame = videos.select(['title', 'tags', 'release_date']).to_pandas()
     year = pd.to_datetime(frame['release_date']).dt.year.astype('Int64')
@@ -101,7 +101,7 @@ def recommended_to(
         .assign(rank=np.arange(len(rows)) + 1)
     )
 
-# %% ../nbs/06_qual.ipynb #7c645251
+# %% ../nbs/06_qual.ipynb #708dd89f
 def lists_for_all(
     page: Page,  # an open run
     k: int = 10,  # length of the lists
@@ -138,7 +138,7 @@ def distribution(
     frame['reached users'] = ((given @ has) > 0).sum(0).A1
     return frame.sort_values(['share of catalogue', attribute], ascending=[False, True], ignore_index=True)
 
-# %% ../nbs/06_qual.ipynb #414d5039
+# %% ../nbs/06_qual.ipynb #b631f357
 def attributes_of(
     page: Page,  # an open run
 ) -> list[str]:  # those of tags, performers, maker, label, series, source, director with more than one value

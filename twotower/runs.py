@@ -7,12 +7,13 @@ __all__ = ['PT', 'ONNX', 'META', 'USER_EMBEDDINGS', 'VIDEO_EMBEDDINGS', 'MODEL_F
            'SUMMARY', 'Run', 'read_json', 'write_json', 'create_run', 'all_runs', 'find_run', 'checked_parameters',
            'machine_facts', 'record', 'blessed', 'point_stable']
 
-# %% ../nbs/08_runs.ipynb #d7f956cc
+# %% ../nbs/08_runs.ipynb #33b671bc
 import ast
 import importlib.metadata
 import json
 import platform
 import re
+import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -154,20 +155,19 @@ def checked_parameters(
         **{name: float(namespace[name]) if kind is float else namespace[name] for name, kind in declared.items()}
     )
 
-# %% ../nbs/08_runs.ipynb #3804bcc5
+# %% ../nbs/08_runs.ipynb #671b0084
 _PACKAGES = ('twotower', 'torch', 'numpy', 'pyarrow', 'duckdb', 'onnx', 'onnxruntime', 'psycopg')
 
 
 def machine_facts() -> dict:  # versions by package, git commit, platform
     "What this stage ran on."
-    git = subprocess.run(
-        ['git', 'describe', '--always', '--dirty', '--abbrev=12'], cwd=project_root(), capture_output=True, text=True
-    )
+    describe = ['git', 'describe', '--always', '--dirty', '--abbrev=12']
+    git = shutil.which('git') and subprocess.run(describe, cwd=project_root(), capture_output=True, text=True)
     versions = {p: importlib.metadata.version(p) for p in _PACKAGES}
     return {
         'python': platform.python_version(),
         'platform': platform.platform(),
-        'commit': git.stdout.strip() or None,
+        'commit': (git and git.stdout.strip()) or None,
         'versions': versions,
     }
 

@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['LIKED', 'DISLIKED', 'NEUTRAL_SEEN', 'TrainingSet', 'training_set', 'thin', 'softmax_loss', 'binary_loss',
-           'batch_loss', 'batches', 'fit', 'set_aside', 'train', 'target_weights', 'Prepared', 'load_prepared',
-           'embeddings_table', 'save_training']
+           'batch_loss', 'batches', 'checkpoint_name', 'save_checkpoint', 'load_checkpoint', 'fit', 'set_aside',
+           'train', 'target_weights', 'Prepared', 'load_prepared', 'embeddings_table', 'save_training']
 
-# %% ../nbs/02_train.ipynb #3a7ad109
+# %% ../nbs/02_train.ipynb #46e3dfb9
+import hashlib
+import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +29,7 @@ from tqdm.auto import tqdm
 
 from twotower.core import (
     DIMENSION, INTERACTIONS, ITEM_FEATURES, KIND, LIKE, PSEUDO, STARS, USER, USER_FEATURES, VIDEO, InputError, SettingError, TwotowerError,
-    embeddings_schema, read_table, write_table,
+    atomic_file, embeddings_schema, read_table, write_table,
 )  # fmt: skip
 from .features import encode, fit_encoding
 from .metrics import calibrate, ranking_metrics, top_k
@@ -185,13 +188,62 @@ def batches(
     "Every user once, in random order."
     return iter(torch.randperm(n, generator=generator).split(size))
 
-# %% ../nbs/02_train.ipynb #9a63db28
+# %% ../nbs/02_train.ipynb #e441ab98
+def checkpoint_name(
+    data: TrainingSet,  # what is learned from
+    config: SimpleNamespace,  # the parameters of this notebook
+    epochs: int,  # passes over the users
+) -> str:  # a file name that changes with data and settings
+    "What this training, and no other, calls its checkpoint."
+    digest = hashlib.sha256(json.dumps([vars(config), data.widths, epochs], sort_keys=True).encode())
+    for tensor in (
+        data.users.starts,
+        data.users.columns,
+        data.weights,
+        data.items.columns,
+        data.pairs.columns,
+        data.pairs.values,
+    ):
+        digest.update(tensor.numpy().tobytes())
+    return f'{digest.hexdigest()[:16]}.pt'
+
+
+def save_checkpoint(
+    path: Path,  # from `checkpoint_name`
+    parts: dict,  # name: whatever has a state_dict
+    generator: torch.Generator,  # of batches
+    history: list[dict],  # the epoch table so far
+) -> None:
+    "Write the state of a training, whole."
+    states = {name: part.state_dict() for name, part in parts.items()}
+    with atomic_file(path) as draft:
+        torch.save(
+            states | {'batches': generator.get_state(), 'dropout': torch.get_rng_state(), 'history': history}, draft
+        )
+
+
+def load_checkpoint(
+    path: Path,  # written by `save_checkpoint`
+    parts: dict,  # name: whatever has a state_dict
+    generator: torch.Generator,  # of batches
+) -> list[dict]:  # the epoch table so far
+    "Go back to the state of a training."
+    states = torch.load(path, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(states[name])
+    generator.set_state(states['batches'])
+    torch.set_rng_state(states['dropout'])
+    return states['history']
+
+# %% ../nbs/02_train.ipynb #ca55623f
 def fit(
     data: TrainingSet,  # what to learn from
     config: SimpleNamespace,  # the parameters of this notebook
     epochs: int,  # passes over the users
     score=None,  # a function of the model that gives a dict of numbers for the epoch table
     patience: int = 0,  # stop after so many epochs without a better `score['choice']`; 0: never
+    checkpoints: Path | None = None,  # folder to go on from and to save to; None: no checkpoints
+    every: float = 30.0,  # seconds between two checkpoints
 ) -> tuple[TwoTower, list[dict]]:  # the model; one dict for each epoch
     "Train a model."
     torch.manual_seed(config.seed)
@@ -202,8 +254,12 @@ def fit(
     )
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / max(config.warmup, 1), total_iters=config.warmup)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
-    history, n = [], len(data.users)
-    for epoch in tqdm(range(1, epochs + 1), desc='epochs', leave=False):
+    parts = {'model': model, 'optimizer': optimizer, 'schedule': schedule, 'average': average}
+    history, n, saved = [], len(data.users), time.monotonic()
+    path = checkpoints and checkpoints / checkpoint_name(data, config, epochs)
+    if path and path.is_file():
+        history = load_checkpoint(path, parts, generator)
+    for epoch in tqdm(range(len(history) + 1, epochs + 1), desc='epochs', leave=False):
         model.train()
         total = 0.0
         for number, which in enumerate(batches(n, config.batch_size, generator)):
@@ -224,6 +280,9 @@ def fit(
         best = max(history, key=lambda row: row.get('choice', row['epoch']))
         if patience and epoch - best['epoch'] >= patience:
             break
+        if path and time.monotonic() - saved >= every:
+            save_checkpoint(path, parts, generator, history)
+            saved = time.monotonic()
     return average.module.eval(), history
 
 # %% ../nbs/02_train.ipynb #035f7319
@@ -260,10 +319,11 @@ def set_aside(
 def _matrix(rows: Rows, width: int) -> sparse.csr_matrix:
     return sparse.csr_matrix((rows.values.numpy(), rows.columns.numpy(), rows.starts.numpy()), (len(rows), width))
 
-# %% ../nbs/02_train.ipynb #4b50fec4
+# %% ../nbs/02_train.ipynb #a8efaa04
 def train(
     data: TrainingSet,  # what to learn from
     config: SimpleNamespace,  # the parameters of this notebook
+    checkpoints: Path | None = None,  # folder to go on from and to save to; None: no checkpoints
 ) -> tuple[TwoTower, pd.DataFrame, dict]:  # the model; the epoch table; calibration and the chosen number of epochs
     "Choose the number of epochs on a part set aside, then train on everything."
     if config.loss not in ('softmax', 'bce', 'mixed'):
@@ -282,17 +342,17 @@ def train(
         loss = softmax_loss(
             torch.from_numpy(u), torch.from_numpy(v), *ranks, torch.ones(target.nnz), config.temperature
         )
-        recall, ndcg = found['recall'].mean(), found['ndcg'].mean()
+        recall, ndcg = float(found['recall'].mean()), float(found['ndcg'].mean())
         return {'val loss': loss.item(), 'recall@20': recall, 'ndcg@20': ndcg, 'choice': recall + ndcg}
 
-    model, history = fit(rest, config, config.epochs, score, config.patience)
+    model, history = fit(rest, config, config.epochs, score, config.patience, checkpoints)
     epochs = max(history, key=lambda row: row['choice'])['epoch']
     u, v = embed(model.user, users), embed(model.item, items)
     negatives = np.random.default_rng(config.seed).integers(0, len(v), target.nnz)
     who = judged[np.concatenate([target.row, target.row])]
     scores = (u[who] * v[np.concatenate([target.col, negatives])]).sum(1)
     scale, bias = calibrate(scores, np.repeat([1, 0], target.nnz))
-    model, _ = fit(data, config, epochs)
+    model, _ = fit(data, config, epochs, checkpoints=checkpoints)
     return model, pd.DataFrame(history).drop(columns='choice'), {'epochs': epochs, 'scale': scale, 'bias': bias}
 
 # %% ../nbs/02_train.ipynb #8ad88adb

@@ -13,11 +13,14 @@ const read = async (file) => JSON.parse(await readFile(file, 'utf8'));
 
 const meta = await read(path.join(folder, 'model_meta.json'));
 const session = await InferenceSession.create(path.join(folder, 'two_tower_latest.onnx'));
-const result = {};
-for (const [side, file, key] of [['item', items, 'video_id'], ['user', users, 'user_id']]) {
+
+/** @param {import('./twotower.mjs').Side} side @param {string} file @param {string} key the field of the id */
+async function embedded(side, file, key) {
   const rows = await read(file);
   const { vectors, report } = encode(meta, side, rows);
   const embeddings = await embed(session, side, vectors);
-  result[side] = { report, embeddings: embeddings.map((e, i) => ({ [key]: rows[i][key], embedding: [...e] })) };
+  return { report, embeddings: embeddings.map((e, i) => ({ [key]: rows[i][key], embedding: [...e] })) };
 }
+
+const result = { item: await embedded('item', items, 'video_id'), user: await embedded('user', users, 'user_id') };
 console.log(JSON.stringify(result));

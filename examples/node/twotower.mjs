@@ -98,8 +98,8 @@ export function trigrams(text, size) {
   const codes = [0x20, ...lower, 0x20];
   const buckets = new Set();
   for (let i = 0; i < lower.length; i++) {
-    const [a, b, c] = codes.slice(i, i + 3);
-    const h = Math.imul(Math.imul(Math.imul(a, 0x9e3779b1) + b, 0x85ebca77) + c, 0xc2b2ae3d);
+    const first = Math.imul(codes[i], 0x9e3779b1); // imul multiplies modulo 2 ** 32
+    const h = Math.imul(Math.imul(first + codes[i + 1], 0x85ebca77) + codes[i + 2], 0xc2b2ae3d);
     buckets.add(((h ^ (h >>> 16)) >>> 0) % size);
   }
   return buckets;
@@ -149,6 +149,7 @@ export function encode(meta, side, rows) {
   }
   const { width, segments } = definition;
   const data = new Float32Array(rows.length * width);
+  /** @type {Record<string, number>} */
   const unknownWords = {};
   for (const segment of segments) {
     rows.forEach((row, i) => {
@@ -189,9 +190,10 @@ export function pad(vectors, width) {
  * @returns {Promise<Float32Array[]>} an embedding of length 1 for each row
  */
 export async function embed(session, side, vectors) {
+  /** @type {Record<string, Tensor>} */
   const feeds = {};
-  for (const { name, shape } of session.inputMetadata) {
-    feeds[name] = new Tensor('float32', new Float32Array(0), [0, shape[1]]);
+  for (const input of session.inputMetadata) {
+    if (input.isTensor) feeds[input.name] = new Tensor('float32', new Float32Array(0), [0, Number(input.shape[1])]);
   }
   const name = `${side}_features`;
   const expected = feeds[name].dims[1];
@@ -200,6 +202,7 @@ export async function embed(session, side, vectors) {
   }
   feeds[name] = new Tensor('float32', vectors.data, [vectors.rows, vectors.width]);
   const result = (await session.run(feeds, [`${side}_embedding`]))[`${side}_embedding`];
+  const data = /** @type {Float32Array} */ (result.data);
   const dimension = result.dims[1];
-  return Array.from({ length: vectors.rows }, (_, i) => result.data.slice(i * dimension, (i + 1) * dimension));
+  return Array.from({ length: vectors.rows }, (_, i) => data.slice(i * dimension, (i + 1) * dimension));
 }
