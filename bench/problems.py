@@ -48,7 +48,7 @@ def likes(
 ) -> sparse.csr_matrix:  # float32, 1 for a like
     "Likes of a matrix of stars."
     weights = np.where(stars.data >= LIKED, 1.0, other).astype(np.float32)
-    matrix = sparse.csr_matrix((weights, stars.indices, stars.indptr), stars.shape)
+    matrix = sparse.csr_matrix((weights, stars.indices, stars.indptr), stars.shape, copy=True)
     matrix.eliminate_zeros()
     return matrix
 

@@ -21,7 +21,7 @@ from twotower.runs import MODEL_FILES, Run, create_run, write_json
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory, monkeypatch):
     for name in list(os.environ):
-        if 'SUPABASE' in name or 'DATABASE_URL' in name or name.startswith('PG'):
+        if 'SUPABASE' in name or 'DATABASE_URL' in name or name.startswith(('PG', 'FANZA')):
             monkeypatch.delenv(name)
     folder = tmp_path_factory.mktemp('home')
     monkeypatch.setenv('TWOTOWER_HOME', str(folder))

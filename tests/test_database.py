@@ -30,7 +30,9 @@ from twotower.core import (
 from twotower.database import (
     DECISION,
     DECISIONS,
+    TABLES,
     VIDEOS,
+    check_schema,
     connect,
     load_videos,
     migrate,
@@ -40,6 +42,7 @@ from twotower.database import (
     save_embeddings,
     save_profiles,
     save_videos,
+    schema_problems,
     similar,
     transaction,
 )
@@ -154,6 +157,97 @@ def test_another_column_type_is_seen_before_anything_is_written(empty_database, 
 def test_without_tables_the_error_says_what_to_do(empty_database):
     with connect(empty_database) as conn, pytest.raises(OutsideError, match='apply the migrations first'):
         save_embeddings(conn, vectors([ANN], key=USER), USER, 'm1')
+
+
+# Tables that were there before
+
+
+def test_our_own_tables_are_as_they_must_be_to_the_last_column(database):
+    check_schema(database)
+    query = (
+        "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0 AND attname <> 'created_at'"
+    )
+    for name, columns in TABLES.items():
+        assert {column for (column,) in database.execute(query, [name])} == set(columns) - {'created_at'}
+    database.execute('DROP INDEX video_embeddings_nearest')
+    assert schema_problems(database, need='write') == []
+    (problem,) = schema_problems(database)
+    database.execute(problem.split(': ')[-1])  # what it says to do
+    check_schema(database)
+
+
+def test_another_catalogue_is_reported_whole_and_before_anything_fails(empty_database):
+    with connect(empty_database) as conn:
+        conn.execute("""
+            CREATE TABLE videos (
+                id uuid PRIMARY KEY, product_url varchar(200), title jsonb, maker text, label text, series text, source text,
+                director text, release_date timestamptz, duration interval, price numeric(10, 2), slug text NOT NULL
+            );
+            CREATE TABLE tags (id bigint PRIMARY KEY, name text)
+        """)
+        with pytest.raises(OutsideError, match=r'0002_videos\.sql: .*Tables that were there before lack') as error:
+            migrate(conn)  # video_tags can not refer to tags whose id is no uuid
+        said = str(error.value).splitlines()[1:]
+        assert [line.split(': ALTER')[0].split(': CREATE')[0] for line in said] == [
+            'public.videos: content_id is missing, must be text',
+            'public.videos: title is jsonb, must be text',
+            'public.videos: release_date is timestamp with time zone, must be date',
+            'public.videos: duration is interval, must be real',
+            'public.videos: slug is never given here',
+            'public.tags: id is never given here',
+            'public.tags: no unique index',
+        ]
+        with pytest.raises(OutsideError) as error:
+            load_videos(conn)
+        said = str(error.value)
+        assert 'the tables are not as they must be, so nothing was done' in said
+        assert 'slug' not in said  # whoever reads need not know
+        assert 'public.videos: content_id is missing' in said
+        assert 'public.video_tags: there is no such table: apply the migrations first' in said
+        with pytest.raises(OutsideError, match='slug is never given here'):
+            save_videos(conn, videos(1))
+        with pytest.raises(OutsideError, match='content_id is missing'):
+            next(missing_videos(conn, 'm1'))
+
+
+def test_the_statements_of_the_report_mend_the_tables(empty_database):
+    with connect(empty_database) as conn:
+        conn.execute("""
+            CREATE TABLE videos (id uuid PRIMARY KEY, product_url varchar(99), duration text, price int);
+            CREATE TABLE profiles (user_id uuid, nickname text);
+            CREATE TYPE verdict AS ENUM ('like', 'dislike', 'skip');
+            CREATE TABLE user_video_decisions (user_id uuid, video_id uuid, decision_type verdict, created_at timestamp)
+        """)
+        for _ in range(9):
+            problems = [line for line in schema_problems(conn) if 'no such table' not in line]
+            for problem in problems:
+                conn.execute(problem.split(': ', 2)[2])
+        assert problems == []
+        migrate(conn)
+        check_schema(conn)
+        save_videos(conn, videos(3, price=[1, 2, None], tags=[['a'], [], None]))
+        assert load_videos(conn).sort_by('content_id')['price'].to_pylist() == [1, 2, None]
+        assert save_profiles(conn, [ANN]) == 1
+
+
+def test_a_related_type_will_do(empty_database):
+    with connect(empty_database) as conn:
+        conn.execute("""
+            CREATE TABLE videos (
+                id uuid PRIMARY KEY, content_id varchar(20) UNIQUE NOT NULL, product_url varchar(200), title varchar(100),
+                maker text, label text, series text, source text, director text, release_date date,
+                duration smallint, price numeric(10, 2), internal_note text
+            );
+            CREATE TABLE tags (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name varchar(50) UNIQUE);
+            CREATE TABLE video_tags (video_id uuid REFERENCES videos, tag_id bigint REFERENCES tags, PRIMARY KEY (tag_id, video_id))
+        """)
+        migrate(conn)
+        check_schema(conn)
+        table = videos(2, title=['a', '猫'], duration=[90, None], price=[12.5, None], tags=[['x', 'y'], []])
+        assert save_videos(conn, table) == 2
+        back = load_videos(conn).sort_by('content_id')
+        for name in ('title', 'duration', 'price', 'tags'):
+            assert back[name].to_pylist() == table[name].to_pylist(), name
 
 
 # Embeddings
@@ -388,10 +482,19 @@ def test_an_empty_catalogue_is_a_table_without_rows(database):
     assert save_videos(database, VIDEOS.empty_table()) == 0
 
 
+def test_a_video_listed_anew_keeps_its_id_and_what_is_known(database):
+    save_videos(database, videos(2, title=['a', 'b'], price=[1, 2]))
+    assert save_videos(database, videos(1, content_id=['other'])) == 1
+    assert save_videos(database, videos(1, content_id=['other'])) == 0
+    rows = {row['content_id']: row for row in load_videos(database).to_pylist()}
+    assert sorted(rows) == ['c1', 'other']
+    assert (rows['other'][VIDEO], rows['other']['price']) == (ids(1)[0], 1)
+
+
 def test_two_videos_at_one_address_are_refused(database):
-    save_videos(database, videos(1))
+    save_videos(database, videos(2))
     with pytest.raises(OutsideError, match='duplicate key value violates unique constraint'):
-        save_videos(database, videos(1, content_id=['other']))
+        save_videos(database, videos(2, product_url=['https://v.example/x', 'https://v.example/0']).slice(1))
 
 
 def test_a_video_keeps_its_id_when_its_address_changes(filled):

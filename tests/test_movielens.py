@@ -164,13 +164,18 @@ def test_load_brings_all_into_the_pipeline(home, database):
         'n_users': 943,
         'videos_changed': 1682,
         'users_new': 943,
+        'decisions_changed': 100_000,
     }
     videos = {v['content_id']: v for v in load_videos(database).to_pylist()}
     assert len(videos) == 1682
     assert sorted(videos['ml-100k-1']['tags']) == ['Animation', "Children's", 'Comedy']
     assert videos['ml-100k-1']['source'] == 'ml-100k'
     content = Path(loaded['reviews']).read_bytes()
-    assert load() == loaded | {'videos_changed': 0, 'users_new': 0}  # once more, through the installation's database
+    assert load() == loaded | {
+        'videos_changed': 0,
+        'users_new': 0,
+        'decisions_changed': 0,
+    }  # once more, through the installation's database
     assert Path(loaded['reviews']).read_bytes() == content
 
 

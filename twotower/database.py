@@ -147,7 +147,7 @@ _UNIQUE = {
     'user_video_decisions': [(USER, VIDEO)],
 }
 
-# %% ../nbs/14_database.ipynb #a3c77afe
+# %% ../nbs/14_database.ipynb #ea55deff
 _COLUMNS = """
     SELECT t.name, attname, CASE typtype WHEN 'e' THEN 'enum' ELSE format_type(atttypid, atttypmod) END,
         attnotnull AND NOT atthasdef AND attidentity = ''
@@ -179,10 +179,11 @@ def _column_problems(table: str, found: dict[str, tuple[str, bool]], writing: bo
         if kind == 'missing':
             mend = f'ALTER TABLE {name} ADD COLUMN {column} {usual}'
         else:
-            mend = f'ALTER TABLE {name} ALTER COLUMN {column} TYPE {usual} USING {column}::{usual}'
-        if column in _VECTOR and not (column == 'model_version' and kind == 'missing'):
+            zone = "AT TIME ZONE 'UTC'" if kind == 'timestamp without time zone' else f'::{usual}'
+            mend = f'ALTER TABLE {name} ALTER COLUMN {column} TYPE {usual} USING {column} {zone}'
+        if column == EMBEDDING:
             mend = f'embeddings can always be made again, so DROP TABLE {name}, '
-            mend += "DELETE FROM twotower_migrations WHERE name = '0004_embeddings.sql', and migrate"
+            mend += f"DELETE FROM {_table('twotower_migrations')} WHERE name = '0004_embeddings.sql', and migrate"
         if not re.fullmatch(kinds, kind.split('.')[-1]):
             yield f'{name}: {column} is {kind}, must be {usual}: {mend}'
     for column, (_, required) in found.items():
@@ -363,14 +364,23 @@ def _pairs(table: pa.Table, name: str) -> pa.Table:
         }
     )
 
-# %% ../nbs/14_database.ipynb #7cd0d90f
+# %% ../nbs/14_database.ipynb #174631ff
+_KNOWN = ', '.join(f'coalesce(new.{name}, old.{name})' for name in _PLAIN)
 _MERGE_VIDEOS = f"""
+    WITH relisted AS (
+        UPDATE public.videos old SET content_id = new.content_id
+        FROM new_videos new
+        WHERE new.product_url = old.product_url AND new.content_id <> old.content_id
+            AND NOT EXISTS (SELECT FROM public.videos known WHERE known.content_id = new.content_id)
+        RETURNING old.id
+    )
+    INSERT INTO touched SELECT id FROM relisted;
+
     WITH written AS (
         INSERT INTO public.videos (id, content_id, {', '.join(_PLAIN)})
-        SELECT new.id, content_id, {', '.join(f'new.{name}' for name in _PLAIN)}
+        SELECT new.id, content_id, {_KNOWN}
         FROM new_videos new LEFT JOIN public.videos old USING (content_id)
-        WHERE old.id IS NULL
-            OR ({', '.join(f'old.{name}' for name in _PLAIN)}) IS DISTINCT FROM ({', '.join(f'new.{name}' for name in _PLAIN)})
+        WHERE old.id IS NULL OR ({', '.join(f'old.{name}' for name in _PLAIN)}) IS DISTINCT FROM ({_KNOWN})
         ORDER BY content_id
         ON CONFLICT (content_id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _PLAIN)}
         RETURNING id

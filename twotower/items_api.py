@@ -397,7 +397,7 @@ def pages(
     seen = f'has shown {len(known)}, in passes that do not agree,' if known else f'shows no more than {client.ceiling}'
     raise OutsideError(f'{client.host} {seen} of the entries of {_stamp(start)}: try later, or floor by floor')
 
-# %% ../nbs/16_items_api.ipynb #39c31a06
+# %% ../nbs/16_items_api.ipynb #f79b9b0b
 def take_in(
     conn: psycopg.Connection,  # migrated
     client: Client,  # open
@@ -405,7 +405,7 @@ def take_in(
     end: datetime,  # last second, not before `start`
 ) -> dict:  # start, end (JST) and counts: windows, pages, requests, retries, items, changed
     "Merge everything that the shop lists from `start` to `end` into the videos, page by page."
-    if start > end:
+    if _in_japan(start) > _in_japan(end):
         raise SettingError(f'the window begins at {_stamp(start)}, after its end at {_stamp(end)}')
     asked, again = client.requests, client.retries
     items, windows, count, changed = set(), set(), 0, 0
