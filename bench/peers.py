@@ -164,6 +164,7 @@ def lightfm(
     sides = []
     for features, mode, is_known in zip(_encoded(problem), (user, item), known, strict=True):
         own = sparse.diags(is_known.astype(np.float32)).tocsr()
+        features = sparse.diags(1 / np.maximum(np.sqrt(features.multiply(features).sum(1).A1), 1e-9)) @ features  # no louder than the id
         sides.append({'id': own, 'features': features, 'both': sparse.hstack([own, features])}[mode].tocsr().astype(np.float32))
     model = LightFM(factors, loss='warp', learning_rate=learning_rate, item_alpha=alpha, user_alpha=alpha, random_state=seed)
     model.fit(likes(problem.train).tocoo(), *sides, epochs=epochs, num_threads=1)
@@ -202,7 +203,7 @@ def towers(problem: Problem, seed: int = 0, **settings) -> Placed:
     return embed(model.user, users), embed(model.item, items)
 
 
-_LIGHTFM = grid(factors=[64], epochs=[30, 60], learning_rate=[0.03, 0.06])
+_LIGHTFM = grid(factors=[64], epochs=[10, 30], learning_rate=[0.01, 0.03])
 PEERS = {
     'random': Peer(random, splits='random time users cold'),
     'popularity': Peer(popularity),

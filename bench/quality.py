@@ -161,6 +161,12 @@ def summary(results: pd.DataFrame, kind: str) -> pd.DataFrame:  # text, one row 
     return pd.DataFrame(text, index=order).assign(seeds=results.groupby('model').size()[order])
 
 
+def markdown(frame: pd.DataFrame) -> str:
+    "A table of texts as Markdown, the index first, numbers to the right."
+    rows = [['model', *frame.columns], ['---', *['---:'] * len(frame.columns)], *([i, *row] for i, row in zip(frame.index, frame.to_numpy(), strict=True))]
+    return '\n'.join('| ' + ' | '.join(str(cell) for cell in row) + ' |' for row in rows)
+
+
 def verdicts(results: pd.DataFrame, kind: str, ours: str = 'our towers') -> list[str]:
     "Ours against the best of the others; a difference within the spread of the seeds is called a tie."
     said = []
@@ -251,7 +257,7 @@ def report(folder: Path) -> None:
     parts = {kind: part for kind in SPLITS if len(part := collect(folder, kind))}
     print(machine())
     for kind, part in parts.items():
-        print(f'\n### {kind}: {SPLITS[kind]}\n\n{summary(part, kind).to_markdown()}\n')
+        print(f'\n### {kind}: {SPLITS[kind]}\n\n{markdown(summary(part, kind))}\n')
         print('\n'.join(f'- {line}' for line in verdicts(part, kind)))
     results = pd.concat(parts.values(), ignore_index=True)
     results.to_parquet(folder / 'quality.parquet')

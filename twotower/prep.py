@@ -75,7 +75,7 @@ def match_videos(
     """).fetchall()
     return {'unmatched': sum(n for _, n in lost), 'unmatched_urls': dict(lost[:20])}
 
-# %% ../nbs/01_prep.ipynb #72a72a33
+# %% ../nbs/01_prep.ipynb #4ca16487
 _PROFILES = pa.schema({'user_id': pa.string(), 'created_at': pa.timestamp('us', 'UTC')})
 
 
@@ -144,7 +144,7 @@ def judge(
     skipped, judged = con.execute(f'SELECT count(*) - count(kind), count(kind) FROM {source}_judged').fetchall()[0]
     return {'skipped': skipped, 'judged': judged}
 
-# %% ../nbs/01_prep.ipynb #e1eca52b
+# %% ../nbs/01_prep.ipynb #5c38cdbe
 def _parts(con: duckdb.DuckDBPyConnection, rows: str, size: int = 2_500_000) -> Iterator[str]:
     "Conditions that cut the users into parts of about `size` rows."
     bounds = con.execute(f"""
@@ -303,7 +303,7 @@ def item_features(
     """).to_arrow_table()
     return conform(table, ITEM_FEATURES, ITEMS)
 
-# %% ../nbs/01_prep.ipynb #96ae290f
+# %% ../nbs/01_prep.ipynb #d26c0ac5
 _PREFERRED = {'tags': 'preferred_tag_ids', 'performers': 'preferred_performer_ids', 'maker': 'preferred_makers'}
 
 
@@ -324,7 +324,7 @@ def number_words(
         words[column] = pa.array(found['word'].to_pylist(), pa.string())
     return words
 
-
+# %% ../nbs/01_prep.ipynb #3dfe3490
 def _spelled(lists: pa.ChunkedArray, words: pa.Array) -> pa.ListArray:
     "Lists of numbers as lists of the words they stand for."
     lists = lists.combine_chunks()
@@ -418,7 +418,7 @@ def prepare(
         draw_negatives(con, 'val', 'opinions', config.neg_per_pos, below)
     return {'sources': summary} | summarize(con, summary, config.mode)
 
-# %% ../nbs/01_prep.ipynb #292a3c1f
+# %% ../nbs/01_prep.ipynb #9c7eecb1
 def summarize(
     con: duckdb.DuckDBPyConnection,  # a workspace with all tables
     sources: dict[str, dict],  # the counts of each source
@@ -451,7 +451,7 @@ def summarize(
         },
     }
 
-# %% ../nbs/01_prep.ipynb #76df6105
+# %% ../nbs/01_prep.ipynb #fdc828ba
 def interactions(
     con: duckdb.DuckDBPyConnection,  # a workspace with the tables `videos`, `people` and `train` or `val`
     name: str,  # `train` or `val`
@@ -474,7 +474,7 @@ def interactions(
         found = found.set_column(i, key, array)
     return found
 
-
+# %% ../nbs/01_prep.ipynb #213f4321
 def write_parts(
     path: Path,  # the Parquet file to write
     parts: Iterable[pa.Table],  # at least one; dictionaries are written as what they stand for
@@ -510,7 +510,7 @@ def save_prep(
     write_parts(folder / USERS, (user_features(con, words, part, max_history) for part in parts), USER_FEATURES)
     write_json(folder / SUMMARY, summary)
 
-# %% ../nbs/01_prep.ipynb #8ca26708
+# %% ../nbs/01_prep.ipynb #826f617c
 def take_decisions(
     con: duckdb.DuckDBPyConnection,  # a workspace
     decisions: pa.Table,  # user_id, video_id, decision_type, created_at, as `database.load_decisions` gives them

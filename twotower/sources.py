@@ -19,7 +19,7 @@ import duckdb
 
 from .core import InputError, SettingError
 
-# %% ../nbs/10_sources.ipynb #a248773c
+# %% ../nbs/10_sources.ipynb #33a917af
 @contextmanager
 def workspace(
     time_zone: str = 'UTC',  # IANA name, for dates that carry no zone
@@ -35,7 +35,11 @@ def workspace(
         config = {'temp_directory': f'{folder}/spill'}
         config |= {'memory_limit': memory_limit} if memory_limit else {}
         config |= {'threads': threads} if threads else {}
-        with duckdb.connect(f'{folder}/work.duckdb', config=config) as con:
+        try:
+            con = duckdb.connect(f'{folder}/work.duckdb', config=config)
+        except duckdb.Error as error:
+            raise SettingError(f'memory_limit is {memory_limit!r}, must be a size such as 3GB: {error}') from error
+        with con:
             con.execute(f"SET TimeZone = '{time_zone}'; SET enable_progress_bar = false")
             yield con
 
@@ -89,7 +93,7 @@ def read_header(
         raise InputError(f'{path} line 1: column {", ".join(missing)} is missing; the file has {", ".join(header)}')
     return header, found
 
-# %% ../nbs/10_sources.ipynb #6c5b7d09
+# %% ../nbs/10_sources.ipynb #9130d031
 def _quoted(text: str, mark: str) -> str:
     return mark + text.replace(mark, mark * 2) + mark
 
@@ -114,7 +118,7 @@ def _rules(columns: tuple[Column, ...], found: dict[str, str | None]) -> tuple[d
     cases = [f'WHEN ({value[c]}) IS NULL AND NOT {blank[c]} THEN {i}' for i, c in enumerate(columns)]
     return {c.name: value[c] for c in columns}, f'CAST(CASE {" ".join(cases)} END AS TINYINT)'
 
-
+# %% ../nbs/10_sources.ipynb #6fa65145
 def load_rows(
     con: duckdb.DuckDBPyConnection,  # a workspace
     scan: str,  # SQL that gives rows of text, such as a `csv_scan`; it is read twice
@@ -148,7 +152,7 @@ def load_rows(
     """)
     con.execute("SET disabled_optimizers = ''")
 
-# %% ../nbs/10_sources.ipynb #22e21969
+# %% ../nbs/10_sources.ipynb #78cfb1e4
 def _offender(path: Path, row: int | None) -> tuple[int, list[str]]:
     "Line and fields of the `row`-th readable row, or of the first unreadable one."
     with open(path, encoding='utf-8-sig', errors='replace', newline='') as file:
@@ -180,7 +184,7 @@ def _refuse(
     shown = dict(zip(header, fields, strict=False)).get(found[column.name])
     raise InputError(f'{path} line {line}: {column.name} is {shown or "empty"}, {column.rule} ({share})')
 
-# %% ../nbs/10_sources.ipynb #099af8de
+# %% ../nbs/10_sources.ipynb #afdf38f8
 def _rejected(con: duckdb.DuckDBPyConnection, path: Path) -> dict[str, int]:
     "What the reader rejected as no row, counted by its reason."
     rejects = con.execute("""
@@ -210,7 +214,7 @@ def take_rows(
     invalid = {f'{columns[i].name} {columns[i].rule}': n for i, n in counts.items()}
     return {'rows_in': valid + sum(invalid.values()), 'rows_valid': valid, 'invalid': invalid}
 
-
+# %% ../nbs/10_sources.ipynb #37d2dfc9
 def read_source(
     con: duckdb.DuckDBPyConnection,  # a workspace
     path: Path | str,  # a CSV file
