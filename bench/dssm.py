@@ -23,10 +23,17 @@ def main(folder: Path, factors: int, epochs: int, learning_rate: float, seed: in
     warnings.simplefilter('ignore')
     logging.getLogger('pytorch_lightning').setLevel(logging.ERROR)
     seed_everything(seed)
-    train, shown, users, items = (sparse.load_npz(folder / f'{name}.npz') for name in ('likes', 'shown', 'users', 'items'))
+    train, shown, users, items = (
+        sparse.load_npz(folder / f'{name}.npz') for name in ('likes', 'shown', 'users', 'items')
+    )
     some = np.flatnonzero(np.diff(train.indptr))
     model = DSSM(factors, factors, users.shape[1], items.shape[1], train.shape[1], lr=learning_rate)
-    quiet = {'logger': False, 'enable_checkpointing': False, 'enable_progress_bar': False, 'enable_model_summary': False}
+    quiet = {
+        'logger': False,
+        'enable_checkpointing': False,
+        'enable_progress_bar': False,
+        'enable_model_summary': False,
+    }
     trainer = Trainer(accelerator='cpu', devices=1, max_epochs=epochs, **quiet)
     trainer.fit(model, DataLoader(DSSMTrainDataset(items, users[some], train[some]), batch_size=128, shuffle=True))
     u = model.inference_users(DataLoader(DSSMUserDataset(users, shown), batch_size=128))

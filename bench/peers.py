@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,6 +33,11 @@ class Peer:
     grid: tuple[dict, ...] = ({},)  # settings to try
     splits: str = 'random time users'  # where it can take part
     choice: str = 'ranking'  # what its settings are chosen by: ranking (recall@20 + nDCG@20) or auc
+    special: dict[str, tuple[dict, ...]] = field(default_factory=dict)  # other settings to try in some splits
+
+    def settings(self, kind: str) -> tuple[dict, ...]:
+        "What to try in a split."
+        return self.special.get(kind, self.grid)
 
 
 def grid(**values) -> tuple[dict, ...]:
@@ -55,7 +60,9 @@ def popularity(problem: Problem, seed: int = 0) -> Placed:
 
 def _genres(problem: Problem) -> sparse.csr_matrix:
     "Genres of each video, rows that sum to 1."
-    names = {name: i for i, name in enumerate(sorted({t for tags in problem.catalogue['tags'].to_pylist() for t in tags}))}
+    names = {
+        name: i for i, name in enumerate(sorted({t for tags in problem.catalogue['tags'].to_pylist() for t in tags}))
+    }
     rows = [[names[t] for t in tags] for tags in problem.catalogue['tags'].to_pylist()]
     place = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
     weights = np.repeat([1 / max(len(row), 1) for row in rows], [len(row) for row in rows])
@@ -96,7 +103,9 @@ def ease(problem: Problem, penalty: float, other: float = 0.0, seed: int = 0) ->
     return likes(problem.history, other), np.ascontiguousarray(weights.T)
 
 
-def als(problem: Problem, factors: int, regularization: float, alpha: float, other: float = 0.0, seed: int = 0) -> Placed:
+def als(
+    problem: Problem, factors: int, regularization: float, alpha: float, other: float = 0.0, seed: int = 0
+) -> Placed:
     "Hu et al. 2008, by `implicit`; users without training are folded in by solving for their factors."
     from implicit.als import AlternatingLeastSquares
 
@@ -108,7 +117,9 @@ def als(problem: Problem, factors: int, regularization: float, alpha: float, oth
     return users, np.array(model.item_factors)
 
 
-def bpr(problem: Problem, factors: int, learning_rate: float, regularization: float, epochs: int, seed: int = 0) -> Placed:
+def bpr(
+    problem: Problem, factors: int, learning_rate: float, regularization: float, epochs: int, seed: int = 0
+) -> Placed:
     "Rendle et al. 2009, by `implicit`."
     from implicit.bpr import BayesianPersonalizedRanking
 
@@ -116,6 +127,17 @@ def bpr(problem: Problem, factors: int, learning_rate: float, regularization: fl
     model = BayesianPersonalizedRanking(factors, **settings, num_threads=1, random_state=seed)
     model.fit(likes(problem.train), show_progress=False)
     return np.array(model.user_factors), np.array(model.item_factors)
+
+
+def _with_biases(users: np.ndarray, user_bias: np.ndarray, items: np.ndarray, item_bias: np.ndarray) -> Placed:
+    "Two more columns, so that the product is u v + bias of the user + bias of the video."
+    u = np.hstack([users, user_bias[:, None], np.ones((len(users), 1))])
+    return u.astype(np.float32), np.hstack([items, np.ones((len(items), 1)), item_bias[:, None]]).astype(np.float32)
+
+
+def _one_last(factors: np.ndarray) -> np.ndarray:
+    "What the factors and the bias of the other side are multiplied with."
+    return np.hstack([factors[:, :-1], np.ones((len(factors), 1))])
 
 
 def _ridge(stars: sparse.csr_matrix, fixed: np.ndarray, offset: np.ndarray, penalty: float) -> np.ndarray:
@@ -135,13 +157,11 @@ def biased_mf(problem: Problem, factors: int, penalty: float, sweeps: int = 15, 
     by_item, mean = stars.T.tocsr(), stars.data.mean()
     users, items = np.zeros((stars.shape[0], factors + 1)), rng.normal(0, 0.1, (stars.shape[1], factors + 1))
     items[:, -1] = 0  # the last column is the bias
-    one = lambda x: np.hstack([x[:, :-1], np.ones((len(x), 1))])  # noqa: E731
     for _ in range(sweeps):
-        users = _ridge(stars, one(items), mean + items[:, -1], penalty)
-        items = _ridge(by_item, one(users), mean + users[:, -1], penalty)
-    users = _ridge(problem.history.astype(float), one(items), mean + items[:, -1], penalty)
-    ones = (np.ones((len(x), 1)) for x in (users, items))
-    return np.hstack([users, next(ones)]).astype(np.float32), np.hstack([items[:, :-1], next(ones), items[:, -1:]]).astype(np.float32)
+        users = _ridge(stars, _one_last(items), mean + items[:, -1], penalty)
+        items = _ridge(by_item, _one_last(users), mean + users[:, -1], penalty)
+    users = _ridge(problem.history.astype(float), _one_last(items), mean + items[:, -1], penalty)
+    return _with_biases(users[:, :-1], users[:, -1], items[:, :-1], items[:, -1])
 
 
 def _encoded(problem: Problem) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
@@ -155,7 +175,14 @@ def _encoded(problem: Problem) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
 
 
 def lightfm(
-    problem: Problem, factors: int, epochs: int, learning_rate: float, user: str = 'id', item: str = 'both', alpha: float = 0.0, seed: int = 0
+    problem: Problem,
+    factors: int,
+    epochs: int,
+    learning_rate: float,
+    user: str = 'id',
+    item: str = 'both',
+    alpha: float = 0.0,
+    seed: int = 0,
 ) -> Placed:
     "Kula 2015, WARP loss; ids, the features of the towers, or both."
     from lightfm import LightFM
@@ -164,13 +191,21 @@ def lightfm(
     sides = []
     for features, mode, is_known in zip(_encoded(problem), (user, item), known, strict=True):
         own = sparse.diags(is_known.astype(np.float32)).tocsr()
-        features = sparse.diags(1 / np.maximum(np.sqrt(features.multiply(features).sum(1).A1), 1e-9)) @ features  # no louder than the id
-        sides.append({'id': own, 'features': features, 'both': sparse.hstack([own, features])}[mode].tocsr().astype(np.float32))
-    model = LightFM(factors, loss='warp', learning_rate=learning_rate, item_alpha=alpha, user_alpha=alpha, random_state=seed)
+        features = (
+            sparse.diags(1 / np.maximum(np.sqrt(features.multiply(features).sum(1).A1), 1e-9)) @ features
+        )  # no louder than the id
+        sides.append(
+            {'id': own, 'features': features, 'both': sparse.hstack([own, features])}[mode].tocsr().astype(np.float32)
+        )
+    model = LightFM(
+        factors, loss='warp', learning_rate=learning_rate, item_alpha=alpha, user_alpha=alpha, random_state=seed
+    )
     model.fit(likes(problem.train).tocoo(), *sides, epochs=epochs, num_threads=1)
-    (user_bias, users), (item_bias, items) = model.get_user_representations(sides[0]), model.get_item_representations(sides[1])
-    one = lambda x: np.ones((len(x), 1), np.float32)  # noqa: E731
-    return np.hstack([users, user_bias[:, None], one(users)]), np.hstack([items, one(items), item_bias[:, None]])
+    (user_bias, users), (item_bias, items) = (
+        model.get_user_representations(sides[0]),
+        model.get_item_representations(sides[1]),
+    )
+    return _with_biases(users, user_bias, items, item_bias)
 
 
 def dssm(problem: Problem, factors: int, epochs: int, learning_rate: float, seed: int = 0) -> Placed:
@@ -179,11 +214,20 @@ def dssm(problem: Problem, factors: int, epochs: int, learning_rate: float, seed
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         own = sparse.diags((~problem.cold).astype(np.float32)).tocsr()
-        parts = {'likes': likes(problem.train), 'shown': likes(problem.history), 'users': users, 'items': sparse.hstack([own, items]).tocsr()}
+        parts = {
+            'likes': likes(problem.train),
+            'shown': likes(problem.history),
+            'users': users,
+            'items': sparse.hstack([own, items]).tocsr(),
+        }
         for part, matrix in parts.items():
             sparse.save_npz(folder / f'{part}.npz', matrix)
         settings = [str(x) for x in (factors, epochs, learning_rate, seed)]
-        subprocess.run([os.environ['RECTOOLS_PYTHON'], ROOT / 'bench' / 'dssm.py', folder, *settings], check=True, stdout=sys.stderr)
+        subprocess.run(
+            [os.environ['RECTOOLS_PYTHON'], ROOT / 'bench' / 'dssm.py', folder, *settings],
+            check=True,
+            stdout=sys.stderr,
+        )
         return np.load(folder / 'user_vectors.npy'), np.load(folder / 'item_vectors.npy')
 
 
@@ -203,26 +247,42 @@ def towers(problem: Problem, seed: int = 0, **settings) -> Placed:
     return embed(model.user, users), embed(model.item, items)
 
 
-_LIGHTFM = grid(factors=[64], epochs=[10, 30], learning_rate=[0.01, 0.03])
+def _lightfm(*sides: tuple[str, str]) -> tuple[dict, ...]:
+    "Settings to try, with these sides of users and videos."
+    return tuple(
+        g | {'user': u, 'item': i}
+        for g in grid(factors=[64], epochs=[10, 30], learning_rate=[0.01, 0.03])
+        for u, i in sides
+    )
+
+
 PEERS = {
     'random': Peer(random, splits='random time users cold'),
     'popularity': Peer(popularity),
     'popularity by genre': Peer(genre_popularity, splits='cold'),
     'genres the user likes': Peer(genre_profile, splits='cold'),
     'item-kNN': Peer(item_knn, grid(shrink=[0, 10, 50], neighbours=[50, 200, 10**9], other=[0.0, 0.5])),
-    'ALS': Peer(als, grid(factors=[16, 32, 64], regularization=[1.0, 10.0, 30.0], alpha=[1.0, 3.0, 10.0], other=[0.0, 0.5])),
-    'BPR': Peer(bpr, grid(factors=[16, 64], learning_rate=[0.003, 0.01], regularization=[0.01, 0.1], epochs=[50, 100, 200]), 'random time'),
+    'ALS': Peer(
+        als, grid(factors=[16, 32, 64], regularization=[1.0, 10.0, 30.0], alpha=[1.0, 3.0, 10.0], other=[0.0, 0.5])
+    ),
+    'BPR': Peer(
+        bpr,
+        grid(factors=[16, 64], learning_rate=[0.003, 0.01], regularization=[0.01, 0.1], epochs=[50, 100, 200]),
+        'random time',
+    ),
     'biased MF': Peer(biased_mf, grid(factors=[8, 32], penalty=[0.5, 1.0, 2.0, 4.0]), choice='auc'),
-    'EASE, likes': Peer(ease, grid(penalty=[30.0, 100.0, 300.0, 1000.0])),
-    'EASE, all stars': Peer(ease, grid(penalty=[100.0, 300.0, 1000.0], other=[0.25, 0.5, 0.75])),
+    'EASE (likes)': Peer(ease, grid(penalty=[30.0, 100.0, 300.0, 1000.0])),
+    'EASE (all stars)': Peer(ease, grid(penalty=[100.0, 300.0, 1000.0], other=[0.25, 0.5, 0.75])),
     'LightFM': Peer(
-        lightfm, tuple(g | {'user': u, 'item': i} for g in _LIGHTFM for u, i in [('id', 'id'), ('id', 'both'), ('both', 'both')]), 'random time'
+        lightfm,
+        _lightfm(('id', 'id'), ('id', 'both'), ('both', 'both')),
+        'random time users cold',
+        special={
+            'users': _lightfm(('features', 'both')),
+            'cold': _lightfm(('id', 'features'), ('id', 'both'), ('both', 'both')),
+        },
     ),
-    'LightFM, features': Peer(lightfm, tuple(g | {'user': 'features', 'item': 'both'} for g in _LIGHTFM), 'users'),
-    'LightFM, cold': Peer(
-        lightfm, tuple(g | {'user': u, 'item': i} for g in _LIGHTFM for u, i in [('id', 'features'), ('id', 'both'), ('both', 'both')]), 'cold'
-    ),
-    'RecTools DSSM': Peer(dssm, grid(factors=[128], epochs=[50, 150], learning_rate=[0.001, 0.01])),
-    'our towers, BCE': Peer(towers, ({'loss': 'bce'},), 'random time users cold'),
+    'RecTools DSSM': Peer(dssm, grid(factors=[128], epochs=[100], learning_rate=[0.001, 0.01])),
+    'our towers (BCE)': Peer(towers, ({'loss': 'bce'},), 'random time users cold'),
     'our towers': Peer(towers, splits='random time users cold'),
 }

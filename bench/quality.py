@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 
-os.environ |= {name: os.environ.get('BENCH_THREADS', '1') for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')}
+os.environ |= {
+    name: os.environ.get('BENCH_THREADS', '1')
+    for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
+}
 
 import importlib.metadata
 import json
@@ -30,7 +33,16 @@ from scipy import sparse
 from twotower.metrics import auc, ranking_metrics, top_k
 
 COLUMNS = ['recall@10', 'recall@20', 'recall@50', 'ndcg@20', 'map@20', 'auc', 'coverage@20', 'fit seconds', 'peak MB']
-COLD_COLUMNS = ['recall@20 among cold', 'ndcg@20 among cold', 'recall@20', 'ndcg@20', 'warm recall@20', 'warm ndcg@20', 'fit seconds', 'peak MB']
+COLD_COLUMNS = [
+    'recall@20 among cold',
+    'ndcg@20 among cold',
+    'recall@20',
+    'ndcg@20',
+    'warm recall@20',
+    'warm ndcg@20',
+    'fit seconds',
+    'peak MB',
+]
 BLOCK = 2048  # users at a time
 
 
@@ -55,7 +67,9 @@ def pair_scores(placed: Placed, rows: np.ndarray, columns: np.ndarray) -> np.nda
     return np.concatenate(parts)
 
 
-def ranked(placed: Placed, seen: sparse.csr_matrix | None, liked: sparse.csr_matrix, lengths: tuple[int, ...]) -> dict[str, float]:
+def ranked(
+    placed: Placed, seen: sparse.csr_matrix | None, liked: sparse.csr_matrix, lengths: tuple[int, ...]
+) -> dict[str, float]:
     "Means over the users who have something to find."
     who = np.flatnonzero(np.diff(liked.indptr))
     best = lists(placed, who, seen, max(lengths))
@@ -70,7 +84,9 @@ def measure(placed: Placed, problem: Problem) -> dict[str, float]:
     held = problem.held.tocoo()
     told = (held.data >= LIKED) | (held.data <= DISLIKED)
     scores = pair_scores(placed, held.row[told], held.col[told])
-    return ranked(placed, problem.history, likes(problem.held), (10, 20, 50)) | {'auc': auc(scores, (held.data[told] >= LIKED).astype(int))}
+    return ranked(placed, problem.history, likes(problem.held), (10, 20, 50)) | {
+        'auc': auc(scores, (held.data[told] >= LIKED).astype(int))
+    }
 
 
 def _columns(matrix: sparse.csr_matrix, chosen: np.ndarray) -> sparse.csr_matrix:
@@ -85,25 +101,29 @@ def measure_cold(placed: Placed, problem: Problem) -> dict[str, float]:
     liked, cold = likes(problem.held), problem.cold
     among = ranked((placed[0], placed[1][cold]), None, liked[:, cold], (20,))
     whole, warm = (ranked(placed, problem.history, _columns(liked, chosen), (20,)) for chosen in (cold, ~cold))
-    named = {f'{name} among cold': value for name, value in among.items()} | {f'warm {name}': value for name, value in warm.items()}
+    named = {f'{name} among cold': value for name, value in among.items()} | {
+        f'warm {name}': value for name, value in warm.items()
+    }
     return whole | named
 
 
 def best_settings(name: str, problem: Problem, kind: str) -> dict:
     "The best settings on the inner problem."
-    peer, found = PEERS[name], []
-    for settings in peer.grid if len(peer.grid) > 1 else []:
+    peer, tried, found = PEERS[name], PEERS[name].settings(kind), []
+    for settings in tried if len(tried) > 1 else []:
         placed = peer.fit(problem, **settings)
         scores = measure_cold(placed, problem) if kind == 'cold' else measure(placed, problem)
         value = {'cold': 'recall@20 among cold', 'auc': 'auc'}.get('cold' if kind == 'cold' else peer.choice)
         found.append((scores[value] if value else scores['recall@20'] + scores['ndcg@20'], settings))
         print(name, *found[-1], file=sys.stderr, flush=True)
-    return max(found, key=lambda x: x[0])[1] if found else peer.grid[0]
+    return max(found, key=lambda x: x[0])[1] if found else tried[0]
 
 
 def _peak() -> int:
     "Most memory that this process ever held, kB; `ru_maxrss` would begin with that of its parent."
-    return int(next(line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('VmHWM')).split()[1])
+    return int(
+        next(line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('VmHWM')).split()[1]
+    )
 
 
 def fit_and_measure(name: str, folder: Path, kind: str, settings: dict, seed: int) -> dict:
@@ -116,7 +136,15 @@ def fit_and_measure(name: str, folder: Path, kind: str, settings: dict, seed: in
     cost = {'fit seconds': spent, 'wall seconds': time.perf_counter() - wall}
     peak = max(_peak(), children.ru_maxrss)
     scores = measure_cold(placed, problem) if kind == 'cold' else measure(placed, problem)
-    return {'model': name, 'split': kind, 'seed': seed, **cost, 'peak MB': peak / 1024, **scores, 'settings': json.dumps(settings)}
+    return {
+        'model': name,
+        'split': kind,
+        'seed': seed,
+        **cost,
+        'peak MB': peak / 1024,
+        **scores,
+        'settings': json.dumps(settings),
+    }
 
 
 def in_child(action: str, *arguments: str) -> dict:
@@ -141,7 +169,9 @@ def run_split(data: Path | None, kind: str, seeds: int, names: list[str], folder
             result = folder / f'{kind}-{seed}' / f'{name}.json'
             if not result.exists():
                 settings = json.loads(chosen.read_text())
-                result.write_text(json.dumps(in_child('one', name, str(folder / f'{kind}-{seed}' / 'outer'), kind, settings, seed)))
+                result.write_text(
+                    json.dumps(in_child('one', name, str(folder / f'{kind}-{seed}' / 'outer'), kind, settings, seed))
+                )
                 print(kind, seed, name, result.read_text()[:300], flush=True)
 
 
@@ -157,13 +187,20 @@ def summary(results: pd.DataFrame, kind: str) -> pd.DataFrame:  # text, one row 
     means, spread = (getattr(results.groupby('model')[columns], f)() for f in ('mean', 'std'))
     order = means['recall@20 among cold' if kind == 'cold' else 'recall@20'].sort_values().index
     digits = {'fit seconds': '.1f', 'peak MB': '.0f'}
-    text = {c: [f'{means[c][m]:{digits.get(c, ".3f")}}' + ('' if c in digits else f' ±{spread[c][m]:.3f}') for m in order] for c in columns}
+    text = {
+        c: [f'{means[c][m]:{digits.get(c, ".3f")}}' + ('' if c in digits else f' ±{spread[c][m]:.3f}') for m in order]
+        for c in columns
+    }
     return pd.DataFrame(text, index=order).assign(seeds=results.groupby('model').size()[order])
 
 
 def markdown(frame: pd.DataFrame) -> str:
     "A table of texts as Markdown, the index first, numbers to the right."
-    rows = [['model', *frame.columns], ['---', *['---:'] * len(frame.columns)], *([i, *row] for i, row in zip(frame.index, frame.to_numpy(), strict=True))]
+    rows = [
+        ['model', *frame.columns],
+        ['---', *['---:'] * len(frame.columns)],
+        *([i, *row] for i, row in zip(frame.index, frame.to_numpy(), strict=True)),
+    ]
     return '\n'.join('| ' + ' | '.join(str(cell) for cell in row) + ' |' for row in rows)
 
 
@@ -179,7 +216,9 @@ def verdicts(results: pd.DataFrame, kind: str, ours: str = 'our towers') -> list
         gap = (table[ours] - table[best]).dropna()
         spread = max(table[ours].std(), table[best].std())
         word = 'tie with' if abs(gap.mean()) <= spread or np.isnan(spread) else 'above' if gap.mean() > 0 else 'below'
-        said.append(f'{column}: {ours} {table[ours].mean():.3f}, {word} {best} {table[best].mean():.3f} (spread {spread:.3f}, {len(gap)} seeds)')
+        said.append(
+            f'{column}: {ours} {table[ours].mean():.3f}, {word} {best} {table[best].mean():.3f} (spread {spread:.3f}, {len(gap)} seeds)'
+        )
     return said
 
 
@@ -197,7 +236,9 @@ def plot(results: pd.DataFrame, path: Path) -> None:
         column = 'recall@20 among cold' if kind == 'cold' else 'recall@20'
         for y, name in enumerate(part.groupby('model')[column].mean().sort_values().index):
             values = part[part['model'] == name][column]
-            colour, marker = (BLUE, 'o') if name == 'our towers' else (ORANGE, 's') if name.startswith('our') else (GREY, 'D')
+            colour, marker = (
+                (BLUE, 'o') if name == 'our towers' else (ORANGE, 's') if name.startswith('our') else (GREY, 'D')
+            )
             axis.plot(values, [y] * len(values), marker, color=colour, alpha=0.5, markersize=5)
             axis.plot(values.mean(), y, '|', color=colour, markersize=16, markeredgewidth=2)
         names = part.groupby('model')[column].mean().sort_values().index
@@ -222,17 +263,23 @@ def _installed(name: str) -> bool:
 
 def absent() -> dict[str, str]:  # model: why it is left out
     "Peers that can't run here."
-    needs = {'ALS': 'implicit', 'BPR': 'implicit'} | {name: 'lightfm-next' for name in PEERS if name.startswith('LightFM')}
+    needs = {'ALS': 'implicit', 'BPR': 'implicit'} | {
+        name: 'lightfm-next' for name in PEERS if name.startswith('LightFM')
+    }
     out = {name: f'{package} is not installed' for name, package in needs.items() if not _installed(package)}
     return out if os.environ.get('RECTOOLS_PYTHON') else out | {'RecTools DSSM': 'RECTOOLS_PYTHON is not set'}
 
 
 def main(
-    data: Annotated[Path | None, typer.Option(help='folder with ratings.csv and movies.csv; by default MovieLens-100K')] = None,
+    data: Annotated[
+        Path | None, typer.Option(help='folder with ratings.csv and movies.csv; by default MovieLens-100K')
+    ] = None,
     splits: Annotated[str, typer.Option(help='any of random, time, users, cold')] = ' '.join(SPLITS),
     seeds: Annotated[int, typer.Option(help='how many divisions of each split')] = 5,
     models: Annotated[str, typer.Option(help='comma-separated; by default all that can take part')] = '',
-    out: Annotated[Path, typer.Option(help='results; a run that was cut off goes on here')] = ROOT / 'outputs' / 'bench',
+    out: Annotated[Path, typer.Option(help='results; a run that was cut off goes on here')] = ROOT
+    / 'outputs'
+    / 'bench',
     search: Annotated[str, typer.Option(hidden=True)] = '',
     one: Annotated[str, typer.Option(hidden=True)] = '',
 ) -> None:
@@ -240,15 +287,25 @@ def main(
     torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
     if search or one:
         name, folder, kind, *rest = json.loads(search or one)
-        done = best_settings(name, load_problem(Path(folder)), kind) if search else fit_and_measure(name, Path(folder), kind, *rest)
+        done = (
+            best_settings(name, load_problem(Path(folder)), kind)
+            if search
+            else fit_and_measure(name, Path(folder), kind, *rest)
+        )
         print(json.dumps(done))
         return
     folder = out / (data.resolve().name if data else 'ml-100k')
     for name, reason in absent().items():
         print(f'{name}: left out, {reason}')
     for kind in splits.split():
-        wanted = [n.strip() for n in models.split(',')] if models else [n for n, p in PEERS.items() if kind in p.splits.split()]
-        run_split(data, kind, seeds, [n for n in wanted if n not in absent() and kind in PEERS[n].splits.split()], folder)
+        wanted = (
+            [n.strip() for n in models.split(',')]
+            if models
+            else [n for n, p in PEERS.items() if kind in p.splits.split()]
+        )
+        run_split(
+            data, kind, seeds, [n for n in wanted if n not in absent() and kind in PEERS[n].splits.split()], folder
+        )
     report(folder)
 
 

@@ -33,7 +33,7 @@ from twotower.core import (
 from .runs import ITEMS, SUMMARY, TRAIN, USERS, VAL, write_json
 from .sources import DECISIONS, REACTIONS, REVIEWS, read_source, take_rows, workspace
 
-# %% ../nbs/01_prep.ipynb #79b4175e
+# %% ../nbs/01_prep.ipynb #1ff9a8af
 def number_videos(
     con: duckdb.DuckDBPyConnection,  # a workspace
     videos: pa.Table,  # the videos master, as `database.load_videos` gives it
@@ -57,7 +57,7 @@ def match_videos(
         CREATE OR REPLACE TABLE {source}_product_url AS
         WITH addresses AS (
             SELECT code, name, rtrim(name, '/') AS url,
-                coalesce(nullif(regexp_extract(name, '[/?&]cid=([^/?&]+)', 1), ''), name) AS cid
+                coalesce(nullif(regexp_extract(name, '[/?&]c?id=([^/?&]+)', 1), ''), name) AS cid
             FROM {source}_product_url
         )
         SELECT code, name, coalesce(by_url.v, by_content.v, by_id.v) AS v
