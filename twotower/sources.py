@@ -19,7 +19,7 @@ import duckdb
 
 from .core import InputError, SettingError
 
-# %% ../nbs/10_sources.ipynb #33a917af
+# %% ../nbs/10_sources.ipynb #501fb9dd
 @contextmanager
 def workspace(
     time_zone: str = 'UTC',  # IANA name, for dates that carry no zone
@@ -40,7 +40,9 @@ def workspace(
         except duckdb.Error as error:
             raise SettingError(f'memory_limit is {memory_limit!r}, must be a size such as 3GB: {error}') from error
         with con:
-            con.execute(f"SET TimeZone = '{time_zone}'; SET enable_progress_bar = false")
+            con.execute(
+                f"SET TimeZone = '{time_zone}'; SET enable_progress_bar = false; SET force_compression = 'uncompressed'"
+            )
             yield con
 
 # %% ../nbs/10_sources.ipynb #d79a7ba2
