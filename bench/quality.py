@@ -217,7 +217,8 @@ def verdicts(results: pd.DataFrame, kind: str, ours: str = 'our towers') -> list
         spread = max(table[ours].std(), table[best].std())
         word = 'tie with' if abs(gap.mean()) <= spread or np.isnan(spread) else 'above' if gap.mean() > 0 else 'below'
         said.append(
-            f'{column}: {ours} {table[ours].mean():.3f}, {word} {best} {table[best].mean():.3f} (spread {spread:.3f}, {len(gap)} seeds)'
+            f'{column}: {ours} {table[ours].mean():.3f}, {word} {best} {table[best].mean():.3f} '
+            f'(spread {spread:.3f}; ahead in {int((gap > 0).sum())} of {len(gap)} seeds)'
         )
     return said
 
