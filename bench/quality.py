@@ -187,11 +187,16 @@ def summary(results: pd.DataFrame, kind: str) -> pd.DataFrame:  # text, one row 
     means, spread = (getattr(results.groupby('model')[columns], f)() for f in ('mean', 'std'))
     order = means['recall@20 among cold' if kind == 'cold' else 'recall@20'].sort_values().index
     digits = {'fit seconds': '.1f', 'peak MB': '.0f'}
-    text = {
-        c: [f'{means[c][m]:{digits.get(c, ".3f")}}' + ('' if c in digits else f' ±{spread[c][m]:.3f}') for m in order]
-        for c in columns
-    }
-    return pd.DataFrame(text, index=order).assign(seeds=results.groupby('model').size()[order])
+    seeds = results.groupby('model').size()
+
+    def cell(column: str, model: str) -> str:
+        known = column not in digits and seeds[model] > 1
+        return f'{means[column][model]:{digits.get(column, ".3f")}}' + (
+            f' ±{spread[column][model]:.3f}' if known else ''
+        )
+
+    text = {column: [cell(column, model) for model in order] for column in columns}
+    return pd.DataFrame(text, index=order).assign(seeds=seeds[order])
 
 
 def markdown(frame: pd.DataFrame) -> str:
