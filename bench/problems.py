@@ -19,6 +19,7 @@ from twotower.core import (
     USER,
     USER_FEATURES,
     VIDEO,
+    InputError,
     as_uuid,
     read_table,
     write_table,
@@ -154,6 +155,8 @@ def save_problem(
     "Write a problem: the files of 01_prep with what may be learnt from, and beside them what is asked."
     folder.mkdir(parents=True)
     known = 'held SEMI JOIN history USING (u)'  # of the others nothing is shown
+    if not con.execute(f"SELECT count(*) FROM (FROM {known}) WHERE kind = 'like'").fetchone()[0]:
+        raise InputError(f'{folder}: no user with a shown history has a held-out like, so there is nothing to judge')
     for name, rows in {HISTORY: 'history', HELD: known}.items():
         named = f'(FROM {rows}) JOIN people USING (u) JOIN videos USING (v)'
         con.execute(f"COPY (SELECT user_id, video_id, stars FROM {named}) TO '{folder / name}'")
