@@ -167,7 +167,7 @@ def biased_mf(problem: Problem, factors: int, penalty: float, sweeps: int = 15, 
 def _encoded(problem: Problem) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
     "Users and videos as the towers see them, less the id of the video."
     config = default_config()
-    limits = config.max_tag_features, config.max_performer_features, config.use_price_feature
+    limits = config.max_tag_features, config.max_performer_features, config.use_price_feature, config.use_title_feature
     encoding = fit_encoding(problem.catalogue, problem.everyone, *limits)
     users, items = encode(encoding, 'user', problem.everyone)[0], encode(encoding, 'item', problem.catalogue)[0]
     own = next(s for s in encoding['item']['segments'] if s['name'] == 'video')

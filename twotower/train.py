@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['set_aside', 'train', 'target_weights', 'Prepared', 'load_prepared', 'embeddings_table', 'save_training']
 
-# %% ../nbs/02_train.ipynb #9255bfef
+# %% ../nbs/02_train.ipynb #fd5ce8ae
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ from scipy import sparse
 from torch import Tensor
 
 from twotower.core import (
-    DIMENSION, INTERACTIONS, ITEM_FEATURES, KIND, LIKE, PSEUDO, STARS, USER, USER_FEATURES, VIDEO, InputError, SettingError, embeddings_schema, read_table,
+    DIMENSION, DISLIKE, INTERACTIONS, ITEM_FEATURES, KIND, LIKE, PSEUDO, STARS, USER, USER_FEATURES, VIDEO, InputError, SettingError, embeddings_schema, read_table,
     write_table,
 )  # fmt: skip
 from .features import encode, fit_encoding
@@ -98,18 +98,19 @@ def train(
     model, _ = fit(data, config, epochs, checkpoints=checkpoints)
     return model, pd.DataFrame(history).drop(columns='choice'), {'epochs': epochs, 'scale': scale, 'bias': bias}
 
-# %% ../nbs/02_train.ipynb #8ad88adb
+# %% ../nbs/02_train.ipynb #c926000a
 def target_weights(
     opinions: pa.Table,  # INTERACTIONS without pseudo-negatives
     star_weight: float,  # how much more five stars weigh than the fewest stars of a like, >= 0
-    seen_weight: float,  # weight of an opinion that is no like, 0 to 1
+    seen_weight: float,  # weight of an opinion that is neither like nor dislike, 0 to 1
+    dislike_weight: float,  # weight of a dislike, 0 to 1
 ) -> np.ndarray:  # (n,)
     "How much each opinion counts as a target."
-    liked = pc.equal(opinions[KIND], LIKE).to_numpy(zero_copy_only=False)
+    liked, disliked = (pc.equal(opinions[KIND], kind).to_numpy(zero_copy_only=False) for kind in (LIKE, DISLIKE))
     stars = opinions[STARS].to_numpy(zero_copy_only=False).astype(float)
     fewest = np.nanmin(stars[liked], initial=5.0)
     above = np.nan_to_num((stars - fewest) / max(5.0 - fewest, 1e-9), nan=0.0)
-    return np.where(liked, 1 + star_weight * above, seen_weight)
+    return np.select([liked, disliked], [1 + star_weight * above, dislike_weight], seen_weight)
 
 # %% ../nbs/02_train.ipynb #c3318d11
 @dataclass(frozen=True)
@@ -123,16 +124,21 @@ class Prepared:
     items: sparse.csr_matrix  # (n_items, d_item)
     data: TrainingSet  # what to learn from
 
-# %% ../nbs/02_train.ipynb #de6b121d
+# %% ../nbs/02_train.ipynb #68e95e88
 def load_prepared(
     folder: Path,  # `prep/` of a run
-    config: SimpleNamespace,  # star_weight, seen_weight, max_tag_features, max_performer_features, use_price_feature
+    config: SimpleNamespace,  # star_weight, seen_weight, dislike_weight and which features to use
 ) -> Prepared:  # features and labels of the training part
     "Read a prepared run and fit the features."
     users, items = read_table(folder / USERS, USER_FEATURES), read_table(folder / ITEMS, ITEM_FEATURES)
     train = read_table(folder / TRAIN, INTERACTIONS)
     encoding = fit_encoding(
-        items, users, config.max_tag_features, config.max_performer_features, config.use_price_feature
+        items,
+        users,
+        config.max_tag_features,
+        config.max_performer_features,
+        config.use_price_feature,
+        config.use_title_feature,
     )
     user_ids, item_ids = users[USER].combine_chunks(), items[VIDEO].combine_chunks()
     shape = len(user_ids), len(item_ids)
@@ -142,7 +148,7 @@ def load_prepared(
         return sparse.csr_matrix((values, (rows, columns)), shape)
 
     opinions, labelled = train.filter(pc.not_equal(train[KIND], PSEUDO)), train.filter(pc.is_valid(train['label']))
-    weights = cross(opinions, target_weights(opinions, config.star_weight, config.seen_weight))
+    weights = cross(opinions, target_weights(opinions, config.star_weight, config.seen_weight, config.dislike_weight))
     pairs = cross(labelled, labelled['label'].to_numpy() + 1.0)
     matrices = encode(encoding, 'user', users)[0], encode(encoding, 'item', items)[0]
     return Prepared(
