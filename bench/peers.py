@@ -269,7 +269,7 @@ PEERS = {
     ),
     'biased MF': Peer(biased_mf, grid(factors=[8, 32], penalty=[0.5, 1.0, 2.0, 4.0]), choice='auc'),
     'EASE (likes)': Peer(ease, grid(penalty=[30.0, 100.0, 300.0, 1000.0])),
-    'EASE (all stars)': Peer(ease, grid(penalty=[100.0, 300.0, 1000.0], other=[0.25, 0.5, 0.75])),
+    'EASE (all stars)': Peer(ease, grid(penalty=[30.0, 100.0, 300.0, 1000.0], other=[0.25, 0.5, 0.75])),
     'LightFM': Peer(
         lightfm,
         _lightfm(('id', 'id'), ('id', 'both'), ('both', 'both')),

@@ -167,7 +167,7 @@ def candidates(
     rows, counts = torch.cat([wanted, drawn]).unique(return_counts=True)
     return rows, (counts / len(wanted) + number / n).clamp(max=1).log()
 
-# %% ../nbs/19_learn.ipynb #ea411c8b
+# %% ../nbs/19_learn.ipynb #145cac5e
 def batch_loss(
     model: TwoTower,  # in training mode
     data: TrainingSet,  # what to learn from
@@ -201,13 +201,16 @@ def batch_loss(
             pick(said & (kinds == LIKED)) if config.mask_known else None,
             pick(said & (kinds == DISLIKED)), config.hard_weight,
         )  # fmt: skip
-    if config.loss != 'softmax':
-        share = 1.0 if config.loss == 'bce' else config.bce_weight
+    if config.loss == 'mixed':
+        told = asked & (kinds != NEUTRAL_SEEN)
+        labels = (kinds[told] == LIKED).float()
+        binary = binary_loss(users, items, pick(told), labels, config.temperature)
+        loss = loss * (1 - config.bce_weight) + config.bce_weight * binary
+    if config.loss == 'bce':
         inside = torch.isin(pairs.columns, chosen)
         whose = torch.repeat_interleave(torch.arange(len(which), device=which.device), pairs.starts.diff())
-        asked_about = whose[inside], torch.searchsorted(chosen, pairs.columns[inside])
-        binary = binary_loss(users, items, asked_about, pairs.values[inside], config.temperature)
-        loss = loss * (1 - share) + share * binary
+        about = whose[inside], torch.searchsorted(chosen, pairs.columns[inside])
+        loss = binary_loss(users, items, about, pairs.values[inside], config.temperature)
     return loss
 
 # %% ../nbs/19_learn.ipynb #ba9de49f
