@@ -62,7 +62,7 @@ def set_aside(
 def _matrix(rows: Rows, width: int) -> sparse.csr_matrix:
     return sparse.csr_matrix((rows.values.numpy(), rows.columns.numpy(), rows.starts.numpy()), (len(rows), width))
 
-# %% ../nbs/02_train.ipynb #ccaca818
+# %% ../nbs/02_train.ipynb #51eaf147
 def train(
     data: TrainingSet,  # what to learn from
     config: SimpleNamespace,  # the parameters of this notebook
@@ -71,6 +71,8 @@ def train(
     "Choose the number of epochs on a part set aside, then train on everything."
     if config.loss not in ('softmax', 'bce', 'mixed'):
         raise SettingError(f'loss is {config.loss!r}, must be softmax, bce or mixed')
+    if config.start not in ('linear', 'random'):
+        raise SettingError(f'start is {config.start!r}, must be linear or random')
     if config.targets not in TARGETS:
         raise SettingError(f'targets is {config.targets!r}, must be one of {", ".join(TARGETS)}')
     rest, relevant, seen = set_aside(data, config.inner_ratio, config.seed)
@@ -124,7 +126,7 @@ class Prepared:
     items: sparse.csr_matrix  # (n_items, d_item)
     data: TrainingSet  # what to learn from
 
-# %% ../nbs/02_train.ipynb #68e95e88
+# %% ../nbs/02_train.ipynb #1a91b66b
 def load_prepared(
     folder: Path,  # `prep/` of a run
     config: SimpleNamespace,  # star_weight, seen_weight, dislike_weight and which features to use
