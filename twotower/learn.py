@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from .core import TwotowerError, atomic_file
 from .model import Rows, TwoTower, take, to_rows
 
-# %% ../nbs/19_learn.ipynb #331d95a9
+# %% ../nbs/19_learn.ipynb #8cde7737
 LIKED, DISLIKED, NEUTRAL_SEEN = 1, 2, 3
 OWN_ID, POPULARITY = 1, 2
 _KINDS = {'liked': LIKED, 'disliked': DISLIKED, 'neutral': NEUTRAL_SEEN}
@@ -47,6 +47,7 @@ class TrainingSet:
     own: (
         Tensor  # for each item entry: 1 its own id, 2 its popularity, 0 what a new video has too; int64 (nnz of items,)
     )
+    rated: Tensor  # item rows that somebody has an opinion of, sorted; int64
     pairs: Rows  # labelled videos of each user: columns are item rows, values 1 or 0
     widths: tuple[int, int]  # features of a user, of an item
 
@@ -76,7 +77,15 @@ def training_set(
     known = np.asarray(weights[place, videos.numpy().copy()]).ravel().astype(np.float32)
     labels = replace(to_rows(pairs), values=to_rows(pairs).values - 1)
     return TrainingSet(
-        user_rows, item_rows, kinds, videos, torch.from_numpy(known), own, labels, (users.shape[1], items.shape[1])
+        user_rows,
+        item_rows,
+        kinds,
+        videos,
+        torch.from_numpy(known),
+        own,
+        videos[videos >= 0].unique(),
+        labels,
+        (users.shape[1], items.shape[1]),
     )
 
 # %% ../nbs/19_learn.ipynb #5db5a4ab
@@ -156,21 +165,21 @@ def hide(
     chosen = said & (chance == highest[place])
     return (~chosen).where(said, profile), chosen
 
-# %% ../nbs/19_learn.ipynb #9c52f9a7
+# %% ../nbs/19_learn.ipynb #bf7044a7
 def candidates(
-    n: int,  # items
+    rated: Tensor,  # item rows to choose from, sorted, int64
     wanted: Tensor,  # item rows that must be among them, int64
-    number: int,  # how many to draw beside them; 0: the whole catalogue
+    number: int,  # how many to draw beside them; 0: all
     generator: torch.Generator,  # of the draw
 ) -> tuple[Tensor, Tensor | float]:  # item rows to score, sorted; log probability of each to be among them
     "Which items a batch is scored against."
-    if not 0 < number < n:
-        return torch.arange(n, device=wanted.device), 0.0
-    drawn = torch.randint(n, (number,), generator=generator).to(wanted.device)
+    if not 0 < number < len(rated):
+        return rated, 0.0
+    drawn = rated[torch.randint(len(rated), (number,), generator=generator).to(rated.device)]
     rows, counts = torch.cat([wanted, drawn]).unique(return_counts=True)
-    return rows, (counts / len(wanted) + number / n).clamp(max=1).log()
+    return rows, (counts / len(wanted) + number / len(rated)).clamp(max=1).log()
 
-# %% ../nbs/19_learn.ipynb #98763c4f
+# %% ../nbs/19_learn.ipynb #156a6a8b
 def batch_loss(
     model: TwoTower,  # in training mode
     data: TrainingSet,  # what to learn from
@@ -186,7 +195,7 @@ def batch_loss(
     said, asked = (kinds > 0) & (videos >= 0), asked & (videos >= 0)
     pairs, _ = take(data.pairs, which)
     wanted = videos[said] if config.loss != 'bce' else pairs.columns
-    chosen, log_q = candidates(len(data.items), wanted, config.negatives, generator)
+    chosen, log_q = candidates(data.rated, wanted, config.negatives, generator)
     item_rows, item_entries = take(data.items, chosen)
     known = (torch.rand(len(chosen), generator=generator) >= config.id_dropout).to(chosen.device)
     known = torch.repeat_interleave(known, item_rows.starts.diff())
@@ -217,7 +226,7 @@ def batch_loss(
         loss = binary_loss(users, items, about, pairs.values[inside], config.temperature)
     return loss
 
-# %% ../nbs/19_learn.ipynb #77ff24b2
+# %% ../nbs/19_learn.ipynb #e85cce00
 OTHER = 0.5  # what a video that was seen but not liked says beside a like
 
 
@@ -246,7 +255,7 @@ def linear_model(
     found = torch.cat([found, length[:, None]], 1)
     return tuple(F.pad(x, (0, dimension - x.shape[1])) for x in (histories / histories.norm(dim=1).mean(), found))
 
-# %% ../nbs/19_learn.ipynb #05ce5f8a
+# %% ../nbs/19_learn.ipynb #cdd9f3d3
 _LENGTH, _REST = (
     2.0,
     0.2,
