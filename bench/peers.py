@@ -283,3 +283,41 @@ PEERS = {
     'our towers (BCE)': Peer(towers, ({'loss': 'bce'},), 'random time users cold'),
     'our towers': Peer(towers, splits='random time users cold'),
 }
+
+# ours with one thing changed, for `quality.py --choices`; the first of each group is the default
+CHOICES = {
+    'loss': {
+        'softmax': {},
+        'softmax, 256 negatives drawn': {'negatives': 256},
+        'softmax, known likes masked': {'mask_known': True},
+        'softmax, dislikes count 5 times': {'hard_weight': 5.0},
+        'binary': {'loss': 'bce'},
+        'mixed, 20 % binary': {'loss': 'mixed', 'bce_weight': 0.2},
+        'mixed, 50 % binary': {'loss': 'mixed', 'bce_weight': 0.5},
+        'mixed, 80 % binary': {'loss': 'mixed', 'bce_weight': 0.8},
+        'mixed, 95 % binary': {'loss': 'mixed', 'bce_weight': 0.95},
+    },
+    'what the input may show of a target': {
+        'hide 30 %, ask for all': {},
+        'hide 60 %, ask for all': {'history_dropout': 0.6},
+        'hide 30 %, ask for the hidden': {'targets': 'hidden'},
+        'hide one, ask for it': {'targets': 'one'},
+        'hide nothing': {'history_dropout': 0.0},
+    },
+    'everything else': {
+        'as it is': {},
+        'start at random': {'start': 'random'},
+        'profile always shown': {'profile_dropout': 0.0},
+        'ids always shown': {'id_dropout': 0.0},
+        'ids hidden of 30 %': {'id_dropout': 0.3},
+        'with titles': {'use_title_feature': True},
+        'no hidden layer': {'hidden': 0, 'dropout': 0.0},
+        'all that was seen counts alike': {'seen_weight': 0.25, 'dislike_weight': 0.25},
+    },
+}
+
+PEERS |= {
+    f'our towers: {name}': Peer(towers, (settings,), 'random users cold')
+    for group in CHOICES.values()
+    for name, settings in group.items()
+}
