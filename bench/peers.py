@@ -312,7 +312,9 @@ CHOICES = {
         'ids hidden of 30 %': {'id_dropout': 0.3},
         'with titles': {'use_title_feature': True},
         'no hidden layer': {'hidden': 0, 'dropout': 0.0},
-        'all that was seen counts alike': {'seen_weight': 0.25, 'dislike_weight': 0.25},
+        'temperature 0.13': {'temperature': 0.13},
+        'temperature 0.25': {'temperature': 0.25},
+        'dislikes count as seen': {'dislike_weight': 0.25},
     },
 }
 
