@@ -218,7 +218,10 @@ def by_popularity(
         }  # fmt: skip
     return out
 
-# %% ../nbs/03_eval.ipynb #b1c7ce29
+# %% ../nbs/03_eval.ipynb #ddb42e38
+_POOLED = ('auc', 'log_loss')  # metrics of all rows; their part for some users is no metric of these users
+
+
 def _curves(cosine: np.ndarray, labels: np.ndarray, lists: np.ndarray, popularity: np.ndarray) -> dict:
     "What the page draws: histograms of the scores, and the share of the attention along the popularity curve."
     edges = np.linspace(cosine.min(), cosine.max(), 41) if len(cosine) else np.array([-1.0, 1.0])
@@ -266,7 +269,9 @@ def score(
         'intervals': _intervals(by_user, seed),
         'baselines': {name: found for name, (found, _) in others.items()},
         'baseline_intervals': {name: _intervals(theirs, seed) for name, (_, theirs) in others.items()},
-        'segments': by_history({name: v[who] for name, v in by_user.items()}, np.diff(judged.seen.indptr)[who])
+        'segments': by_history(
+            {name: v[who] for name, v in by_user.items() if name not in _POOLED}, np.diff(judged.seen.indptr)[who]
+        )
         | by_popularity(lists, judged.liked[who], judged.popularity),
         'calibration': {'share_of_likes': share, 'log_loss_of_that_share': constant, 'bins': bins},
         'curves': _curves(cosine, labels, lists, judged.popularity),

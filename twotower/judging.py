@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEWEST_SHARED', 'FALLS', 'agreement', 'mean_cosine', 'Reference', 'shared_values', 'compare', 'fall_check', 'gate',
-           'in_words', 'verdict_box', 'plot_scores', 'plot_trend', 'plot_attention', 'falls_frame', 'checks_frame']
+           'in_words', 'verdict_box', 'plot_scores', 'plot_trend', 'plot_attention', 'falls_frame', 'segments_frame',
+           'calibration_in_words', 'checks_frame']
 
 # %% ../nbs/23_judging.ipynb #739d4b57
 import html as html_text
@@ -224,7 +225,7 @@ def verdict_box(
         f'{listed("It fails because", verdict["reasons"])}{listed("To be noted", verdict["notes"])}</div>'
     )
 
-# %% ../nbs/23_judging.ipynb #fa509ef2
+# %% ../nbs/23_judging.ipynb #783908ce
 def _blank(axes: Axes, title: str, why: str) -> None:
     axes.set(title=title, xticks=[], yticks=[])
     axes.text(0.5, 0.5, why, ha='center', va='center', color=GREY, transform=axes.transAxes)
@@ -278,23 +279,29 @@ def plot_trend(
         for verdict, colour, marker in (('pass', BLUE, 'o'), ('fail', RED, 'X')):
             there = [j for j, (_, p) in enumerate(known) if p['verdict'] == verdict]
             axis.scatter([x[j] for j in there], [y[j] for j in there], 36, color=colour, marker=marker, zorder=3)
-        shown = sorted({0, len(past) // 2, len(past) - 1})
         axis.set(title=name, xlim=(-0.5, len(past) - 0.5))
-        axis.set_xticks(shown, [past[i]['run_id'] for i in shown], fontsize=7)
+        axis.set_xticks(
+            [0, len(past) - 1][: len(past)], [past[0]['run_id'], past[-1]['run_id']][: len(past)], fontsize=7
+        )
+        for label, side in zip(axis.get_xticklabels(), ('left', 'right'), strict=False):
+            label.set_ha(side if len(past) > 1 else 'center')
 
 
 def plot_attention(
     verdict: dict,  # content of metrics.json
 ) -> None:
-    "How much of the attention goes to the most liked videos."
-    curve = verdict['curves']['attention']
-    _, axis = plt.subplots(figsize=(5.4, 3.2))
-    axis.plot(curve['videos'], curve['recommended'], color=BLUE, label='recommendations')
-    axis.plot(curve['videos'], curve['liked'], color=GREY, label='likes in training')
-    axis.set(title='Share of the attention', xlabel='share of the videos, most liked first', ylabel='cumulative share')
-    axis.legend()
+    "How much of the attention goes to the most liked videos, and which likes are found."
+    curve, recall = verdict['curves']['attention'], f'recall@{verdict["k"]}'
+    _, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
+    left.plot(curve['videos'], curve['recommended'], color=BLUE, label='recommendations')
+    left.plot(curve['videos'], curve['liked'], color=GREY, label='likes in training')
+    left.set(title='Share of the attention', xlabel='share of the videos, most liked first', ylabel='cumulative share')
+    left.legend()
+    groups = {name.removeprefix('videos '): s for name, s in verdict['segments'].items() if name.startswith('videos')}
+    right.bar(list(groups), [s[recall] or 0 for s in groups.values()], color=BLUE, width=0.6)
+    right.set(title=f'{recall} by popularity of the video', ylabel='share of the likes that was found')
 
-# %% ../nbs/23_judging.ipynb #b05754ff
+# %% ../nbs/23_judging.ipynb #29bf606e
 def falls_frame(
     verdict: dict,  # content of metrics.json
 ) -> pd.DataFrame:  # metric, before, now, change, p, users
@@ -311,6 +318,31 @@ def falls_frame(
         for row in verdict['falls']
     ]
     return pd.DataFrame(rows)
+
+
+def segments_frame(
+    verdict: dict,  # content of metrics.json
+    kind: str,  # `history` (of users) or `videos`
+) -> pd.DataFrame:  # a row for each group
+    "The segments of one kind, for people."
+    rows = {name.removeprefix(f'{kind} '): s for name, s in verdict['segments'].items() if name.startswith(kind)}
+    frame = pd.DataFrame(rows).T.rename_axis('group').reset_index()
+    hidden = [name for name in frame.columns if name.startswith(('map@', 'novelty@'))]
+    return frame.drop(columns=hidden).rename(columns=lambda name: name.replace('_', ' '))
+
+
+def calibration_in_words(
+    verdict: dict,  # content of metrics.json
+) -> str:  # one line
+    "How honest the probabilities are."
+    known = {x: v for x, v in verdict['metrics'].items() if x in ('ece', 'log_loss') and v is not None}
+    if len(known) < 2:
+        return 'The probabilities could not be judged'
+    share, constant = (verdict['calibration'][name] for name in ('share_of_likes', 'log_loss_of_that_share'))
+    return (
+        f'Probabilities are off by {known["ece"]:.1%} on average; '
+        f'log loss {known["log_loss"]:.3f}, against {constant:.3f} of always saying {share:.0%}'
+    )
 
 
 def checks_frame(
