@@ -97,7 +97,7 @@ def load_judged(
     history, liked = (matrix(t.filter(pc.equal(t[KIND], LIKE))) for t in (train, val))
     return Judged(user_ids, users, items, seen, history, liked, rows[known], columns[known], labels, unknown)
 
-# %% ../nbs/03_eval.ipynb #7b49a251
+# %% ../nbs/03_eval.ipynb #333db3be
 def _number(value: float | None) -> float | None:
     return float(value) if value is not None and np.isfinite(value) else None
 
@@ -122,7 +122,7 @@ def pair_scores(
     found = [np.einsum('ij,ij->i', users[judged.rows[p]], items[judged.columns[p]]) for p in parts]
     return np.concatenate([np.zeros(0, np.float32), *found])
 
-
+# %% ../nbs/03_eval.ipynb #03fbc64d
 def rank(
     users: np.ndarray,  # float32 (n_users, d)
     items: np.ndarray,  # float32 (n_items, d)
@@ -218,7 +218,7 @@ def by_popularity(
         }  # fmt: skip
     return out
 
-# %% ../nbs/03_eval.ipynb #ddb42e38
+# %% ../nbs/03_eval.ipynb #50ee748a
 _POOLED = ('auc', 'log_loss')  # metrics of all rows; their part for some users is no metric of these users
 
 
@@ -240,7 +240,7 @@ def _intervals(by_user: dict[str, np.ndarray], seed: int) -> dict[str, list[floa
     draws = bootstrap(np.stack(list(by_user.values()), 1), seed)
     return {name: [_number(x) for x in interval(draws[:, i])] for i, name in enumerate(by_user)}
 
-
+# %% ../nbs/03_eval.ipynb #02bde6b8
 def score(
     judged: Judged,  # what is judged
     calibration: dict,  # scale and bias, from model_meta.json

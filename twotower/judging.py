@@ -25,11 +25,9 @@ from .core import USER, SettingError
 from .metrics import chance_of_fall
 from .report import BLUE, GREY, ORANGE, RED
 
-# %% ../nbs/23_judging.ipynb #d34b2c4d
+# %% ../nbs/23_judging.ipynb #0b3474bb
 def agreement(
-    forms: dict[
-        str, np.ndarray
-    ],  # the same rows by each form of the model, float32 (n, d); the first is compared with the others
+    forms: dict[str, np.ndarray],  # the same rows by each form, float32 (n, d); all are held against the first
 ) -> dict[str, dict]:  # for each form: max_cosine_distance and max_l2 from the first, max_norm_error, not_finite (rows)
     "Compare the forms of a model row by row."
     first = next(iter(forms.values())).astype(np.float64)
@@ -225,7 +223,7 @@ def verdict_box(
         f'{listed("It fails because", verdict["reasons"])}{listed("To be noted", verdict["notes"])}</div>'
     )
 
-# %% ../nbs/23_judging.ipynb #783908ce
+# %% ../nbs/23_judging.ipynb #fced879d
 def _blank(axes: Axes, title: str, why: str) -> None:
     axes.set(title=title, xticks=[], yticks=[])
     axes.text(0.5, 0.5, why, ha='center', va='center', color=GREY, transform=axes.transAxes)
@@ -259,7 +257,7 @@ def plot_scores(
         title=title, xlabel='predicted probability of a like', ylabel='share that were likes', xlim=(0, 1), ylim=(0, 1)
     )
 
-
+# %% ../nbs/23_judging.ipynb #50f89681
 def plot_trend(
     past: list[dict],  # run_id, verdict, metrics, intervals of each run, oldest first
     names: list[str],  # metrics to show
@@ -286,7 +284,7 @@ def plot_trend(
         for label, side in zip(axis.get_xticklabels(), ('left', 'right'), strict=False):
             label.set_ha(side if len(past) > 1 else 'center')
 
-
+# %% ../nbs/23_judging.ipynb #f1b2f1e3
 def plot_attention(
     verdict: dict,  # content of metrics.json
 ) -> None:
