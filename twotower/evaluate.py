@@ -327,7 +327,7 @@ def parity(
         'forms': {form: {x: _number(v) for x, v in found.items()} for form, found in worst.items()},
     }
 
-# %% ../nbs/03_eval.ipynb #04a08067
+# %% ../nbs/03_eval.ipynb #dc573ff6
 BY_USER = 'eval/by_user.parquet'
 
 
@@ -343,7 +343,11 @@ def reference(
             continue
         return _with_users(metrics, other.path / BY_USER)
     fetched = run.outputs / 'active' / 'current' / 'metrics.json'
-    if fetched.is_file() and (metrics := read_json(fetched)).get('run_id') != run.id and metrics['verdict'] == 'pass':
+    if (
+        fetched.is_file()
+        and (metrics := read_json(fetched)).get('run_id') != run.id
+        and metrics.get('verdict') == 'pass'
+    ):
         return _with_users(metrics, fetched.parent / BY_USER)
     return None
 

@@ -84,7 +84,7 @@ def _spread(metrics: dict, name: str) -> float:
     low, high = metrics.get('intervals', {}).get(name) or (None, None)
     return (high - low) / (2 * norm.ppf(0.975)) if low is not None and high is not None else np.nan
 
-# %% ../nbs/23_judging.ipynb #a03d335a
+# %% ../nbs/23_judging.ipynb #0e5748f2
 def compare(
     scored: dict,  # metrics and intervals of the new run
     by_user: pa.Table,  # the same by user
@@ -95,7 +95,7 @@ def compare(
     "How far each metric fell against the last stable run, and how likely chance alone does that."
     rows = []
     for name in names:
-        before, n, chance, pair = reference.metrics['metrics'].get(name), None, None, (np.zeros(0),) * 2
+        before, n, chance, pair = reference.metrics.get('metrics', {}).get(name), None, None, (np.zeros(0),) * 2
         if before is None:
             continue
         now = scored['metrics'][name]
