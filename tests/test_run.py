@@ -222,7 +222,7 @@ def test_a_failing_gate_says_why_and_nothing_goes_on(finished):
 def test_a_sharp_fall_against_the_stable_run_fails(finished):
     worse = fork(finished, 'worse', 'prep')
     train_run(worse, epochs=1, hidden=0, learning_rate=0.0001)
-    verdict = judge_run(worse, min_recall=0.0, min_ndcg=0.0, min_auc=0.0, min_lift=0.0, max_fall=0.1)
+    verdict = judge_run(worse, min_recall=0.0, min_ndcg=0.0, min_auc=0.0, min_lift=0.0, max_fall_recall=0.1)
     assert verdict['compared_with'] in ('first', 'again')
     assert any('at most 10% below stable run' in reason for reason in verdict['reasons'])
 
@@ -270,7 +270,7 @@ def test_killed_at_every_write_of_every_stage(finished, killed_at):
         point(run.outputs / 'latest', run.path)
 
     def save_verdict() -> None:
-        judge_run(run, min_recall=0.0, min_ndcg=0.0, min_auc=0.0, min_lift=0.0, max_fall=1.0)
+        judge_run(run, min_recall=0.0, min_ndcg=0.0, min_auc=0.0, min_lift=0.0)
 
     deaths = {}
     for name, stage, done in [
