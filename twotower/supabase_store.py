@@ -227,7 +227,7 @@ def _download(talk: Conversation, key: str, file: BinaryIO, fresh: bool) -> None
         must = {name: facts[name] for name in wrong}
         raise _Again(f'{key} came damaged or out of an old state from {talk.where}: {wrong}, must be {must}')
 
-# %% ../nbs/20_supabase_store.ipynb #27cc831e
+# %% ../nbs/20_supabase_store.ipynb #58fcf574
 _TYPES = {'.json': 'application/json'}
 _YEAR, _LARGE, _PAGE, _FULL, _MANY = 31_536_000, 1_000_000, 1000, 100, 500
 
@@ -236,7 +236,7 @@ def _upload(talk: Conversation, key: str, path: Path, create_only: bool) -> None
     "Put a file; ExistsError only if somebody else has created the object."
     mark, size = uuid.uuid4().hex, path.stat().st_size
     options = {
-        'content-type': _TYPES.get(path.suffix, 'application/octet-stream'),
+        'content-type': _TYPES.get(Path(key).suffix, 'application/octet-stream'),
         'cache-control': str(_YEAR if create_only else 0),
         'upsert': 'false' if create_only else 'true',
         'metadata': {'sha256': sha256(path), 'mark': mark},
