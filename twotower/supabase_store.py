@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Answer', 'check_service_key', 'storage_url', 'Conversation', 'SupabaseStore']
 
-# %% ../nbs/20_supabase_store.ipynb #7c1814ad
+# %% ../nbs/20_supabase_store.ipynb #b26e0a7d
 import base64
 import hashlib
 import io
@@ -22,7 +22,14 @@ from typing import BinaryIO, TypeVar
 import httpx
 from storage3 import SyncStorageClient
 from storage3.exceptions import StorageApiError
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_exponential,
+    wait_random,
+)
 
 from .core import OutsideError, SettingError, TwotowerError, atomic_file, sha256
 from .store import ExistsError, MissingError, check_key
@@ -113,8 +120,8 @@ def _said(text: str) -> str:
     line = ' '.join(text.removeprefix('Unable to parse error message: ').split())
     return 'no reason given' if not line or line.startswith('<') else line[:200]
 
-# %% ../nbs/20_supabase_store.ipynb #4ab98f68
-_grow = wait_exponential_jitter(initial=0.5, max=20, jitter=0.5)
+# %% ../nbs/20_supabase_store.ipynb #d6426442
+_grow = wait_exponential(multiplier=0.5, max=20) + wait_random(0, 0.5)
 
 
 def _pause(state: RetryCallState, longest: float = 60) -> float:
