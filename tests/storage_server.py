@@ -77,7 +77,7 @@ class Fault:
     "What shall go wrong with the next requests that fit."
 
     how: int | str | Callable[[], object]
-    fits: str
+    fits: str | Callable[[str], bool]
     left: int
     headers: dict
 
@@ -85,7 +85,7 @@ class Fault:
 class StorageServer:
     """One bucket behind `url`, in memory.
 
-    `fail(how, fits, times)` spoils the next `times` requests whose `METHOD /path` the pattern `fits` matches. `how` is
+    `fail(how, fits, times)` spoils the next `times` requests whose `METHOD /path` fits (a pattern, or a function). `how` is
     - a status: 5xx above 500 come as a page of HTML from the gateway, others in the service's own words;
     - `cut`: the connection ends before anything is done; `half`: it ends in the middle of the body, up or down;
     - `lost`: done, but the connection ends before the answer; `hang`: nothing is done and no answer comes; `late`: done, no answer comes;
@@ -108,13 +108,14 @@ class StorageServer:
         self.url = f'http://127.0.0.1:{self.http.server_port}'
         threading.Thread(target=self.http.serve_forever, kwargs={'poll_interval': 0.02}, daemon=True).start()
 
-    def fail(self, how, fits: str = '', times: int = 1, **headers) -> None:
+    def fail(self, how, fits: str | Callable[[str], bool] = '', times: int = 1, **headers) -> None:
         self.faults.append(Fault(how, fits, times, {k.replace('_', '-'): v for k, v in headers.items()}))
 
     def fault(self, request: str) -> Fault | None:
         with self.lock:
             for fault in self.faults:
-                if fault.left and re.search(fault.fits, request):
+                fits = fault.fits(request) if callable(fault.fits) else re.search(fault.fits, request)
+                if fault.left and fits:
                     fault.left -= 1
                     return fault
         return None
