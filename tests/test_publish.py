@@ -597,7 +597,7 @@ def test_sigkill_at_every_step_of_publish(place, toy_run, tmp_path, killed_at):
     publish(place.open(), old)
     place.keep()
     seen, store = set(), place.open()
-    for n in steps(place, 31):
+    for n in steps(place, 47):
         place.reset()
         killed = killed_at(n, lambda: publish(place.open(), new), network=True)
         seen.add(check_whole(store, tmp_path / f'fetched{n}', old, new))
@@ -622,7 +622,7 @@ def test_sigkill_at_every_step_of_rollback(place, toy_run, tmp_path, killed_at):
         publish(place.open(), run)
     place.keep()
     seen, store = set(), place.open()
-    for n in steps(place, 23):
+    for n in steps(place, 37):
         place.reset()
         killed = killed_at(n, lambda: rollback(place.open(), 'c'), network=True)
         seen.add(check_whole(store, tmp_path / f'fetched{n}', b, c))
@@ -655,7 +655,7 @@ def test_sigkill_at_every_step_of_fetch(place, store, toy_run, tmp_path, killed_
     fetch(store, tmp_path / 'base')
     publish(store, new)
     seen = set()
-    for n in steps(place, 13):
+    for n in steps(place, 19):
         here = tmp_path / f'active{n}'
         shutil.copytree(tmp_path / 'base', here, symlinks=True)
         killed = killed_at(n, lambda h=here: fetch(place.open(), h), network=True)
@@ -680,7 +680,7 @@ def test_sigkill_at_every_step_of_prune(place, toy_run, killed_at):
         publish(place.open(), run)
     place.keep()
     store = place.open()
-    for n in steps(place, 23):
+    for n in steps(place, 37):
         place.reset()
         killed = killed_at(n, lambda: prune(place.open(), keep=1), network=True)
         assert active(store)['run_id'] == 'c'
