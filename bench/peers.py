@@ -167,7 +167,7 @@ def biased_mf(problem: Problem, factors: int, penalty: float, sweeps: int = 15, 
 def _encoded(problem: Problem) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
     "Users and videos as the towers see them, less the id of the video."
     config = default_config()
-    limits = config.max_tag_features, config.max_performer_features, config.use_price_feature
+    limits = config.max_tag_features, config.max_performer_features, config.use_price_feature, config.use_title_feature
     encoding = fit_encoding(problem.catalogue, problem.everyone, *limits)
     users, items = encode(encoding, 'user', problem.everyone)[0], encode(encoding, 'item', problem.catalogue)[0]
     own = next(s for s in encoding['item']['segments'] if s['name'] == 'video')
@@ -269,7 +269,7 @@ PEERS = {
     ),
     'biased MF': Peer(biased_mf, grid(factors=[8, 32], penalty=[0.5, 1.0, 2.0, 4.0]), choice='auc'),
     'EASE (likes)': Peer(ease, grid(penalty=[30.0, 100.0, 300.0, 1000.0])),
-    'EASE (all stars)': Peer(ease, grid(penalty=[100.0, 300.0, 1000.0], other=[0.25, 0.5, 0.75])),
+    'EASE (all stars)': Peer(ease, grid(penalty=[30.0, 100.0, 300.0, 1000.0], other=[0.25, 0.5, 0.75])),
     'LightFM': Peer(
         lightfm,
         _lightfm(('id', 'id'), ('id', 'both'), ('both', 'both')),
@@ -282,4 +282,42 @@ PEERS = {
     'RecTools DSSM': Peer(dssm, grid(factors=[128], epochs=[100], learning_rate=[0.001, 0.01])),
     'our towers (BCE)': Peer(towers, ({'loss': 'bce'},), 'random time users cold'),
     'our towers': Peer(towers, splits='random time users cold'),
+}
+
+# ours with one thing changed, for `quality.py --choices`; the first of each group is the default
+CHOICES = {
+    'loss': {
+        'softmax': {},
+        'softmax, 256 negatives drawn': {'negatives': 256},
+        'softmax, known likes masked': {'mask_known': True},
+        'softmax, dislikes count 5 times': {'hard_weight': 5.0},
+        'binary': {'loss': 'bce'},
+        'mixed, 20 % binary': {'loss': 'mixed', 'bce_weight': 0.2},
+        'mixed, 50 % binary': {'loss': 'mixed', 'bce_weight': 0.5},
+        'mixed, 80 % binary': {'loss': 'mixed', 'bce_weight': 0.8},
+        'mixed, 95 % binary': {'loss': 'mixed', 'bce_weight': 0.95},
+    },
+    'what the input may show of a target': {
+        'hide 30 %, ask for all': {},
+        'hide 60 %, ask for all': {'history_dropout': 0.6},
+        'hide 30 %, ask for the hidden': {'targets': 'hidden'},
+        'hide one, ask for it': {'targets': 'one'},
+        'hide nothing': {'history_dropout': 0.0},
+    },
+    'everything else': {
+        'as it is': {},
+        'start at random': {'start': 'random'},
+        'profile always shown': {'profile_dropout': 0.0},
+        'ids always shown': {'id_dropout': 0.0},
+        'ids hidden of 30 %': {'id_dropout': 0.3},
+        'with titles': {'use_title_feature': True},
+        'no hidden layer': {'hidden': 0, 'dropout': 0.0},
+        'all that was seen counts alike': {'seen_weight': 0.25, 'dislike_weight': 0.25},
+    },
+}
+
+PEERS |= {
+    f'our towers: {name}': Peer(towers, (settings,), 'random users cold')
+    for group in CHOICES.values()
+    for name, settings in group.items()
 }

@@ -107,9 +107,9 @@ def user_features(train: pd.DataFrame, videos: pd.DataFrame, max_history: int) -
 def prepare(path: Path, videos: pd.DataFrame, folder: Path, config) -> None:
     train, val = split(read(path, videos, config.min_stars, config.max_negative_stars), config.val_ratio, config.seed)
     users = user_features(train, videos, config.max_history)
-    likes = train[train['kind'] == 'like'].groupby('video_id').size()
+    likes = (train['kind'] == 'like').groupby(train['video_id']).sum()  # of no opinion at all: none
     items = videos.drop(columns='content_id').sort_values('video_id')
-    items['popularity'] = items['video_id'].map(likes).fillna(0).astype('int32')
+    items['popularity'] = items['video_id'].map(likes).astype('Int32')
     pseudo = negatives(train, val, videos, config.neg_per_pos, config.seed)
     summary = {}
     for name, rows, drawn in [('train', train, pseudo[0]), ('val', val, pseudo[1])]:

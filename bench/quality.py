@@ -307,7 +307,7 @@ def main(
         wanted = (
             [n.strip() for n in models.split(',')]
             if models
-            else [n for n, p in PEERS.items() if kind in p.splits.split()]
+            else [n for n, p in PEERS.items() if kind in p.splits.split() and ': ' not in n]
         )
         run_split(
             data, kind, seeds, [n for n in wanted if n not in absent() and kind in PEERS[n].splits.split()], folder

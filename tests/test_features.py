@@ -130,6 +130,7 @@ FITTED = fit_encoding(
         ]
     ),
     use_price_feature=True,
+    use_title_feature=True,
 )
 
 

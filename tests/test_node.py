@@ -129,7 +129,8 @@ def typed(rows, schema):
 def exported(tmp_path_factory):
     "A folder with a model of random weights, and its definition fitted on some of the rows."
     folder = tmp_path_factory.mktemp('model')
-    encoding = fit_encoding(typed(ITEMS[:7], ITEM_FEATURES), typed(USERS[:7], USER_FEATURES), use_price_feature=True)
+    items, users = typed(ITEMS[:7], ITEM_FEATURES), typed(USERS[:7], USER_FEATURES)
+    encoding = fit_encoding(items, users, use_price_feature=True, use_title_feature=True)
     torch.manual_seed(0)
     model = TwoTower(encoding['user']['width'], encoding['item']['width'], hidden=16)
     export_onnx(model, folder / ONNX)

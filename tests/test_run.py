@@ -5,12 +5,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from twotower.cli import read_yaml
+from twotower.cli import app, read_yaml
 from twotower.core import (
     ITEM_FEATURES,
     USER_FEATURES,
@@ -116,6 +118,23 @@ def test_it_beats_what_needs_no_model(finished):
         )
     assert {'schema_version', 'run_id', 'verdict', 'n_users', 'n_items', 'parity', 'files'} <= set(metrics)
     assert (find_run('latest', finished.outputs), find_run('stable', finished.outputs)) == (finished, finished)
+
+
+def test_a_sweep_writes_a_table_and_keeps_the_best(finished, home, monkeypatch):
+    monkeypatch.setattr('twotower.cli.find_run', lambda name: finished)
+    before = sha256(finished.prep / VAL)
+    asked = ['sweep', 'ci', '--try', 'learning_rate=0.000001,0.01', '--try', 'hidden=8', '--write']
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    [table] = (finished.outputs / 'sweeps').iterdir()
+    rows = pd.read_csv(table)
+    assert rows['learning_rate'].tolist() == [0.01, 0.000001]  # a step that is too small learns nothing
+    assert rows['score'].is_monotonic_decreasing
+    written = read_yaml(home / 'params' / 'ci' / '02_train.yaml')
+    assert written == TRAINING | {'learning_rate': 0.01, 'hidden': 8}
+    assert sha256(finished.prep / VAL) == before
+    refused = CliRunner().invoke(app, ['sweep', 'ci', '--try', 'learning_rat=0.01'])
+    assert 'no parameter of 02_train' in str(refused.exception)
 
 
 def test_onnx_agrees_with_torch_on_every_row(finished):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'app', 'read_yaml', 'chain', 'declared', 'typed', 'Stage', 'plan', 'execute', 'summary_lines', 'about',
-           'run_chain', 'run_command', 'summary', 'movielens', 'main']
+           'run_chain', 'run_command', 'summary', 'movielens', 'sweep_command', 'main']
 
-# %% ../nbs/07_cli.ipynb #1f789b25
+# %% ../nbs/07_cli.ipynb #2c3afe02
 import ast
 import contextlib
 import json
@@ -20,13 +20,14 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated
 
 import typer
 import yaml
 
 import twotower
-from .core import PSEUDO, USER, SettingError, TwotowerError, project_file
+from .core import PSEUDO, USER, SettingError, TwotowerError, atomic_file, project_file, project_root
 from .runs import SUMMARY, USER_EMBEDDINGS, Run, create_run, find_run, read_json, write_json
 
 # %% ../nbs/07_cli.ipynb #a92d6056
@@ -392,7 +393,7 @@ def run_command(
         raise typer.Exit(1)
     typer.echo('\n' + '\n'.join(summary_lines(run)))
 
-# %% ../nbs/07_cli.ipynb #a2efa811
+# %% ../nbs/07_cli.ipynb #7dc267e6
 @app.command()
 def summary(
     run_id: Annotated[str, typer.Argument(help='An id, or newest, latest, stable.')] = 'newest',
@@ -418,6 +419,60 @@ def movielens(
 
     for name, value in load(folder).items():
         typer.echo(f'{name:<15} {value:,}' if isinstance(value, int) else f'{name:<15} {value}')
+
+
+def _tries(path: Path, given: list[str]) -> dict[str, list]:
+    "Values to try, by parameter, of the kinds that 02_train declares."
+    kinds, values = declared(project_file('nbs/02_train.ipynb')), {}
+    for name, text in _settings(given).items():
+        if name not in kinds or name == 'run_id':
+            raise SettingError(f'--try {name}: no parameter of 02_train, which has {sorted(set(kinds) - {"run_id"})}')
+        values[name] = [typed(word, kinds[name], f'--try {name}', is_text=True) for word in text.split(',')]
+    if not values:
+        raise SettingError(f'nothing to try: give --try name=value,value; {path} is the starting point')
+    return values
+
+
+@app.command('sweep')
+def sweep_command(
+    profile: Annotated[str, typer.Argument(help='Whose params/PROFILE/02_train.yaml to start from.')],
+    values: Annotated[list[str], typer.Option('--try', '-t', help='name=value,value,...; repeatable.')] = [],  # noqa: B006
+    tries: Annotated[int, typer.Option(help='At most so many combinations, drawn at random; 0: all.')] = 0,
+    run_id: Annotated[str, typer.Option(help='A run whose 01_prep is done.')] = 'newest',
+    write: Annotated[bool, typer.Option('--write', help='Write the best settings into the YAML file.')] = False,
+) -> None:
+    """Train on the inner part of a prepared run with every combination of some settings.
+
+    Example: `twotower sweep demo --try temperature=0.1,0.17,0.25 --try hidden=128,256`
+
+    The table goes to outputs/sweeps/; the held-out part is not read.
+    """
+    path = project_file(f'params/{profile}/02_train.yaml')
+    values = _tries(path, values)
+    [stage] = plan(profile, ['02_train'], {}, run_id)
+    run = find_run(run_id)
+    from twotower.sweep import combinations, keep, ranked, sweep
+
+    chosen, rows = combinations(values, tries), []
+    table = run.outputs / 'sweeps' / f'{time.strftime("%Y%m%d_%H%M%S", time.gmtime())}.csv'
+    table.parent.mkdir(parents=True, exist_ok=True)
+    for row in sweep(run.prep, SimpleNamespace(**stage.parameters), chosen):
+        rows.append(row)
+        typer.echo(
+            f'{len(rows)}/{len(chosen)}  '
+            + '  '.join(f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k, v in row.items())
+        )
+        with atomic_file(table) as draft:
+            ranked(rows).to_csv(draft, index=False)
+    best = {name: ranked(rows)[name].tolist()[0] for name in values}
+    typer.echo(f'best: {best}\ntable: {table}')
+    if write:
+        own = project_root() / 'params' / profile / path.name
+        if not own.exists():  # the profile of the package is nobody's to change
+            with atomic_file(own) as draft:
+                draft.write_bytes(path.read_bytes())
+        keep(own, best)
+        typer.echo(f'written: {own}')
 
 
 def main() -> None:

@@ -146,7 +146,7 @@ EMBEDDING, DIMENSION = 'embedding', 128
 
 _text, _texts, _instant = pa.string(), pa.list_(pa.string()), pa.timestamp('us', tz='UTC')
 
-# %% ../nbs/00_core.ipynb #1e850ecf
+# %% ../nbs/00_core.ipynb #2fd4b5d3
 INTERACTIONS = pa.schema(
     {
         USER: _text,
@@ -172,7 +172,7 @@ ITEM_FEATURES = pa.schema(
         'release_date': pa.date32(),
         'duration': pa.float32(),  # minutes
         'price': pa.float32(),
-        'popularity': pa.int32(),  # likes in the training part
+        'popularity': pa.int32(),  # likes in the training part; null: nobody has said anything
     }
 )
 USER_FEATURES = pa.schema(

@@ -162,7 +162,7 @@ def _hashed(values: pa.Array, size: int) -> sparse.csr_matrix:
     matrix.data = np.repeat(1 / np.sqrt(np.maximum(counts, 1)), counts).astype(np.float32)
     return matrix
 
-# %% ../nbs/11_features.ipynb #45a28cfd
+# %% ../nbs/11_features.ipynb #5480745f
 def _fit_segment(segment: Segment, values: pa.ChunkedArray, vocabularies: dict[str, list[str]]) -> dict:
     "A segment with its width and what was fitted, as JSON values."
     entry = {k: v for k, v in asdict(segment).items() if v}
@@ -185,6 +185,7 @@ def fit_encoding(
     max_tag_features: int = 0,  # keep so many of the most frequent tags; 0 or less: all
     max_performer_features: int = 0,  # the same for performers
     use_price_feature: bool = False,  # may the price describe a video?
+    use_title_feature: bool = False,  # may the letters of the title?
 ) -> dict:  # the `encoding` of model_meta.json, JSON values only
     "Fit the definition that turns columns into vectors."
     largest = {'tag': max_tag_features, 'performer': max_performer_features}
@@ -200,7 +201,7 @@ def fit_encoding(
     for side, table in [('item', items), ('user', users)]:
         entries, offset = [], 0
         for segment in SEGMENTS[side]:
-            if segment.name == 'price' and not use_price_feature:
+            if not {'price': use_price_feature, 'title': use_title_feature}.get(segment.name, True):
                 continue
             entry = _fit_segment(segment, table[segment.column], encoding['vocabularies'])
             if entry['width']:

@@ -290,15 +290,15 @@ def draw_negatives(
     for part in _parts(con, 'opinions'):
         con.execute(_WALK.format(n=n, name=name, seen=seen, per_positive=per_positive, few=few, part=part))
 
-# %% ../nbs/01_prep.ipynb #4919ac58
+# %% ../nbs/01_prep.ipynb #5484518a
 def item_features(
     con: duckdb.DuckDBPyConnection,  # a workspace with the tables `videos` and `train`
 ) -> pa.Table:  # `ITEM_FEATURES`, by video_id
     "Every video of the master, with its popularity in training."
     table = con.sql("""
-        SELECT videos.* EXCLUDE (v, content_id), CAST(coalesce(likes, 0) AS INTEGER) AS popularity
+        SELECT videos.* EXCLUDE (v, content_id), CAST(likes AS INTEGER) AS popularity
         FROM videos
-        LEFT JOIN (SELECT v, count(*) AS likes FROM train WHERE kind = 'like' GROUP BY v) USING (v)
+        LEFT JOIN (SELECT v, count(*) FILTER (WHERE kind = 'like') AS likes FROM train WHERE kind <> 'pseudo' GROUP BY v) USING (v)
         ORDER BY v
     """).to_arrow_table()
     return conform(table, ITEM_FEATURES, ITEMS)

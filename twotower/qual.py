@@ -101,7 +101,7 @@ def recommended_to(
         .assign(rank=np.arange(len(rows)) + 1)
     )
 
-# %% ../nbs/06_qual.ipynb #708dd89f
+# %% ../nbs/06_qual.ipynb #e15adff2
 def lists_for_all(
     page: Page,  # an open run
     k: int = 10,  # length of the lists
@@ -127,7 +127,7 @@ def distribution(
     given = sparse.csr_matrix((np.ones(len(shown), np.int64), (user, shown)), (len(lists), len(column)))
     counts = {
         'catalogue': has.sum(0).A1,
-        'likes': page.videos['popularity'].to_numpy() @ has,
+        'likes': page.videos['popularity'].fill_null(0).to_numpy() @ has,
         'recommendations': given.sum(0).A1 @ has,
     }
     frame = pd.DataFrame(
