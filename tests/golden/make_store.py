@@ -20,7 +20,7 @@ GENRES = ('Comedy', 'War', 'Drama', 'Western')
 
 
 def write_ratings(folder: Path) -> None:
-    "Forty users, each with two genres that they like, and twenty films."
+    "Two dozen users, each with two genres that they like, and twenty films."
     chance = random.Random(0)
     with open(folder / 'movies.csv', 'w', newline='') as file:
         rows = csv.writer(file)
@@ -29,7 +29,7 @@ def write_ratings(folder: Path) -> None:
     with open(folder / 'ratings.csv', 'w', newline='') as file:
         rows = csv.writer(file)
         rows.writerow(['userId', 'movieId', 'rating', 'timestamp'])
-        for user in range(1, 41):
+        for user in range(1, 25):
             for film in chance.sample(range(1, 21), 12):
                 stars = chance.choice((4, 5)) if film % 2 == user % 2 else chance.choice((1, 2, 3))
                 rows.writerow([user, film, stars, 1_700_000_000 + 86_400 * film + user])
@@ -47,7 +47,12 @@ def main(target: Path) -> None:
             ['movielens', name],
             ['run', 'ci', '--run-id', RUN, '--to', '05_publish', *(x for s in settings for x in ('-p', s))],
         ):
-            subprocess.run([sys.executable, '-c', 'from twotower.cli import main; main()', *command], env=environment, cwd=name, check=True)
+            subprocess.run(
+                [sys.executable, '-c', 'from twotower.cli import main; main()', *command],
+                env=environment,
+                cwd=name,
+                check=True,
+            )
         for folder in ('runs', 'activations', 'latest'):
             shutil.copytree(home / 'outputs' / 'store' / 'two_tower' / folder, target / 'two_tower' / folder)
         for side, file in (('item', 'item_features'), ('user', 'user_features')):
