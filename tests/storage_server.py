@@ -292,7 +292,10 @@ class _Handler(BaseHTTPRequestHandler):
         if status > 500:
             content = f'<html><body>{status} from the gateway</body></html>'.encode()
             return self.answer(status, content, {'Content-Type': 'text/html', **headers})
-        messages = {429: ('too_many_connections', 'Too many connections issued to the database')}
+        messages = {
+            404: ('not_found', 'Object not found'),
+            429: ('too_many_connections', 'Too many connections issued to the database'),
+        }
         error, message = messages.get(status, ('Internal', 'Internal Server Error'))
         self.answer_json(status, {'statusCode': str(status), 'error': error, 'message': message}, headers)
 

@@ -239,6 +239,12 @@ def test_too_large_is_explained(server, store, file, pauses):
     assert (server.objects, pauses) == ({}, [])
 
 
+def test_an_address_that_leads_elsewhere_is_explained(server, store):
+    server.fail(404, 'POST /object/list')
+    with pytest.raises(SettingError, match='SUPABASE_URL does not lead to a storage service'):
+        store.list('')
+
+
 def test_a_server_that_is_not_there(pauses):
     with StorageServer() as gone:
         pass

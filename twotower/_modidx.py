@@ -410,6 +410,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'twotower.supabase_store._retry_after': ( 'supabase_store.html#_retry_after',
                                                                                    'twotower/supabase_store.py'),
                                          'twotower.supabase_store._said': ('supabase_store.html#_said', 'twotower/supabase_store.py'),
+                                         'twotower.supabase_store._status': ('supabase_store.html#_status', 'twotower/supabase_store.py'),
                                          'twotower.supabase_store._upload': ('supabase_store.html#_upload', 'twotower/supabase_store.py'),
                                          'twotower.supabase_store.check_service_key': ( 'supabase_store.html#check_service_key',
                                                                                         'twotower/supabase_store.py'),

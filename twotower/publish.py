@@ -6,7 +6,7 @@
 __all__ = ['CURRENT', 'SEEN', 'ACTIONS', 'upload', 'mirror', 'activate', 'rollback', 'fetch', 'adopt', 'list_runs', 'list_files',
            'list_activations', 'prune', 'subject', 'perform']
 
-# %% ../nbs/05_publish.ipynb #4a2e372f
+# %% ../nbs/05_publish.ipynb #972f4638
 import fcntl
 import re
 import shutil
@@ -18,7 +18,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from .core import GateError, InputError, OutsideError, SettingError, atomic_folder, installation, point, sha256
+from twotower.core import (
+    GateError,
+    InputError,
+    OutsideError,
+    SettingError,
+    atomic_folder,
+    installation,
+    point,
+    sha256,
+    sweep,
+)
 from .runs import FIRST_FILES, MODEL_FILES, ONNX, PT, Run, blessed, find_run, read_json, write_json
 from .store import ExistsError, MissingError, Store
 from twotower.versions import (
@@ -167,22 +177,21 @@ def rollback(
     _confirm(store, made, now)
     return mirror(store)
 
-# %% ../nbs/05_publish.ipynb #366ea4b0
+# %% ../nbs/05_publish.ipynb #3d5d8ead
 CURRENT, SEEN = 'current', '.seen.json'
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     "One fetch at a time; drafts of one that was killed are swept out."
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / '.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for draft in folder.glob('.*.tmp'):
-            if draft.is_dir() and not draft.is_symlink():
-                shutil.rmtree(draft)
-            else:
-                draft.unlink()
-        yield
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / '.lock', 'w') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            sweep(folder, age=0)
+            yield
+    except OSError as error:
+        raise OutsideError(f'{folder} could not be written: {error}') from error
 
 
 def _refuse_old(folder: Path, now: dict, where: str) -> None:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Answer', 'check_service_key', 'storage_url', 'Conversation', 'SupabaseStore']
 
-# %% ../nbs/20_supabase_store.ipynb #b26e0a7d
+# %% ../nbs/20_supabase_store.ipynb #caf22240
 import base64
 import hashlib
 import io
@@ -82,7 +82,7 @@ def storage_url(
         )
     return f'{parsed.copy_with(query=None, fragment=None)}/storage/v1/'.replace('//storage', '/storage')
 
-# %% ../nbs/20_supabase_store.ipynb #e4aa05db
+# %% ../nbs/20_supabase_store.ipynb #3f2fba3e
 class _Again(OutsideError):
     "Something that may go well the next time."
 
@@ -95,8 +95,10 @@ def _explained(status: int, said: str, bucket: str, where: str, key: str, expire
     "The error for an answer with `status`, about the object `key`."
     if status == 404 and 'bucket' in said.lower():
         return SettingError(f'{where} does not exist: create it (private), or name another in settings.ini ({bucket=})')
-    if status == 404:
+    if status == 404 and key and 'not found' in said.lower():
         return MissingError(f'{key} is not in {where}')
+    if status == 404:
+        return SettingError(f'{where} answered 404 ({said}): SUPABASE_URL does not lead to a storage service')
     if status == 409:
         return ExistsError(f'{key} is already in {where}')
     if status in (401, 403):
@@ -120,7 +122,7 @@ def _said(text: str) -> str:
     line = ' '.join(text.removeprefix('Unable to parse error message: ').split())
     return 'no reason given' if not line or line.startswith('<') else line[:200]
 
-# %% ../nbs/20_supabase_store.ipynb #d6426442
+# %% ../nbs/20_supabase_store.ipynb #b4783a4e
 _grow = wait_exponential(multiplier=0.5, max=20) + wait_random(0, 0.5)
 
 
@@ -141,7 +143,12 @@ def _response(error: BaseException | None) -> httpx.Response | None:
         error = error.__cause__ or error.__context__
     return error and error.response
 
-# %% ../nbs/20_supabase_store.ipynb #3a1770d7
+
+def _status(said: object, response: httpx.Response | None) -> int:
+    "The status in the body of an answer, else that of the answer."
+    return int(said) if str(said).isdecimal() else response.status_code if response is not None else 500
+
+# %% ../nbs/20_supabase_store.ipynb #f777b764
 class Conversation:
     "Requests to one bucket, each made as often as it takes."
 
@@ -173,7 +180,7 @@ class Conversation:
             return work()
         except StorageApiError as error:
             response = _response(error)
-            found = self.error(int(error.status), error.message, key)
+            found = self.error(_status(error.status, response), error.message, key)
             if isinstance(found, _Again):
                 found.wait = _retry_after(response)
             raise found from error
@@ -199,7 +206,7 @@ class Conversation:
         )
         return retrying(lambda: work(next(numbers)))
 
-# %% ../nbs/20_supabase_store.ipynb #0716a967
+# %% ../nbs/20_supabase_store.ipynb #2b7c8b6d
 def _receive(talk: Conversation, key: str, file: BinaryIO, fresh: bool) -> tuple[int, str]:
     "Write an object into `file`; its size and sha256 as they arrived."
     params = {'fresh': uuid.uuid4().hex} if fresh else None
@@ -208,7 +215,7 @@ def _receive(talk: Conversation, key: str, file: BinaryIO, fresh: bool) -> tuple
         if response.status_code != 200:
             text = response.read().decode(errors='replace')
             body = json.loads(text) if text.startswith('{') else {}
-            raise talk.error(int(body.get('statusCode', response.status_code)), str(body.get('message', text)), key)
+            raise talk.error(_status(body.get('statusCode'), response), str(body.get('message', text)), key)
         for block in response.iter_bytes(1 << 20):
             size += file.write(block)
             digest.update(block)
@@ -234,7 +241,7 @@ def _download(talk: Conversation, key: str, file: BinaryIO, fresh: bool) -> None
         must = {name: facts[name] for name in wrong}
         raise _Again(f'{key} came damaged or out of an old state from {talk.where}: {wrong}, must be {must}')
 
-# %% ../nbs/20_supabase_store.ipynb #58fcf574
+# %% ../nbs/20_supabase_store.ipynb #b93962c2
 _TYPES = {'.json': 'application/json'}
 _YEAR, _LARGE, _PAGE, _FULL, _MANY = 31_536_000, 1_000_000, 1000, 100, 500
 
@@ -266,7 +273,7 @@ def _entries(talk: Conversation, folder: str) -> Iterator[tuple[str, int | None]
     start, page = 0, [None] * _FULL
     while len(page) >= _FULL:  # it may give fewer than it is asked for, but not fewer than this before the end
         options = {'limit': _PAGE, 'offset': start}
-        page = talk.patiently(lambda _, options=options: talk.once(lambda: _page(talk, folder, options), folder))
+        page = talk.patiently(lambda _, options=options: talk.once(lambda: _page(talk, folder, options), ''))
         yield from (entry for entry in page if not entry[0].startswith('.'))
         start += len(page)
 
