@@ -289,7 +289,7 @@ def list_activations(
     ]
     return pd.DataFrame(rows, columns=['no.', 'when (UTC)', 'what', 'run', 'run of (UTC)'], dtype=object)
 
-# %% ../nbs/05_publish.ipynb #a23f399b
+# %% ../nbs/05_publish.ipynb #e980948d
 def _pointed(store: Store, keep: int) -> set[str]:
     "The runs that the last activations, or as many rollbacks, lead to."
     recent = activations(store, keep)
@@ -331,7 +331,7 @@ def _remove(store: Store, run_id: str, keep: int) -> bool:
     store.delete([*store.list(home), aside])
     return True
 
-
+# %% ../nbs/05_publish.ipynb #b0871277
 def prune(
     store: Store,  # where to
     keep: int = 5,  # so many activations, rollbacks and uploads stay possible; at least 1

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ExistsError', 'MissingError', 'Store', 'check_key', 'LocalStore', 'Rehearsal', 'open_store']
 
-# %% ../nbs/15_store.ipynb #ae7d4f1c
+# %% ../nbs/15_store.ipynb #35b99b7e
 import os
 import re
 import shutil
@@ -68,7 +68,7 @@ def check_key(
         )
     return key
 
-# %% ../nbs/15_store.ipynb #0357667a
+# %% ../nbs/15_store.ipynb #7645d520
 def _make_folder(path: Path) -> None:
     "Create a folder and its parents, each flushed into the one above."
     if not path.is_dir():
@@ -76,7 +76,24 @@ def _make_folder(path: Path) -> None:
         path.mkdir(exist_ok=True)
         fsync(path.parent)
 
-# %% ../nbs/15_store.ipynb #f89ecad5
+
+def _place(path: Path, target: Path, create_only: bool) -> None:
+    "Copy a file to its place, whole or not at all."
+    draft = beside(target)
+    try:
+        _make_folder(target.parent)
+        sweep(target.parent)
+        shutil.copyfile(path, draft)
+        fsync(draft)
+        if create_only:
+            os.link(draft, target)
+        else:
+            os.replace(draft, target)
+        fsync(target.parent)
+    finally:
+        draft.unlink(missing_ok=True)
+
+# %% ../nbs/15_store.ipynb #ccefe21d
 class LocalStore:
     "A folder with the layout of the bucket."
 
@@ -90,24 +107,12 @@ class LocalStore:
         return f'folder {self.folder}'
 
     def put(self, key: str, path: Path, create_only: bool) -> None:
-        target = self.folder / check_key(key)
-        draft = beside(target)
         try:
-            _make_folder(target.parent)
-            sweep(target.parent)
-            shutil.copyfile(path, draft)
-            fsync(draft)
-            if create_only:
-                os.link(draft, target)
-            else:
-                os.replace(draft, target)
-            fsync(target.parent)
+            _place(path, self.folder / check_key(key), create_only)
         except FileExistsError as error:
             raise ExistsError(f'{key} is already in {self}') from error
         except OSError as error:
             raise OutsideError(f'{key} could not be put into {self}: {error}') from error
-        finally:
-            draft.unlink(missing_ok=True)
 
     def get(self, key: str, path: Path) -> None:
         source = self._find(key)
@@ -185,7 +190,7 @@ class Rehearsal:
             raise MissingError(f'{key} is not in {self}')
         return self.scratch if key in self.scratch.list(check_key(key).rpartition('/')[0]) else self.store
 
-# %% ../nbs/15_store.ipynb #cbb275e2
+# %% ../nbs/15_store.ipynb #c0015826
 def open_store(
     env: Environment | None = None,  # where to look for a Supabase project, by default the environment and `.env`
 ) -> Store:  # the bucket if SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY are set, else the folder `local_store`

@@ -122,7 +122,7 @@ def _said(text: str) -> str:
     line = ' '.join(text.removeprefix('Unable to parse error message: ').split())
     return 'no reason given' if not line or line.startswith('<') else line[:200]
 
-# %% ../nbs/20_supabase_store.ipynb #b4783a4e
+# %% ../nbs/20_supabase_store.ipynb #cca40292
 _grow = wait_exponential(multiplier=0.5, max=20) + wait_random(0, 0.5)
 
 
@@ -130,6 +130,19 @@ def _pause(state: RetryCallState, longest: float = 60) -> float:
     "Seconds until the next attempt."
     asked = getattr(state.outcome.exception(), 'wait', None)
     return _grow(state) if asked is None else min(asked, longest)
+
+
+def _give_up(state: RetryCallState) -> None:
+    error = state.outcome.exception()
+    raise OutsideError(f'{error} (asked {state.attempt_number} times)') from error
+
+
+def _retrying(attempts: int, sleep: Callable[[float], None]) -> Retrying:
+    "Calls what it is given until it asks for no other attempt."
+    again = retry_if_exception_type(_Again)
+    return Retrying(
+        retry=again, stop=stop_after_attempt(attempts), wait=_pause, sleep=sleep, retry_error_callback=_give_up
+    )
 
 
 def _retry_after(response: httpx.Response | None) -> float | None:
@@ -148,7 +161,7 @@ def _status(said: object, response: httpx.Response | None) -> int:
     "The status in the body of an answer, else that of the answer."
     return int(said) if str(said).isdecimal() else response.status_code if response is not None else 500
 
-# %% ../nbs/20_supabase_store.ipynb #f777b764
+# %% ../nbs/20_supabase_store.ipynb #a144acaa
 class Conversation:
     "Requests to one bucket, each made as often as it takes."
 
@@ -191,20 +204,8 @@ class Conversation:
 
     def patiently(self, work: Callable[[int], Answer]) -> Answer:
         "Call `work` with the number of the attempt, from 1, until it asks for no other."
-
-        def give_up(state: RetryCallState) -> None:
-            error = state.outcome.exception()
-            raise OutsideError(f'{error} (asked {state.attempt_number} times)') from error
-
         numbers = itertools.count(1)
-        retrying = Retrying(
-            retry=retry_if_exception_type(_Again),
-            stop=stop_after_attempt(self.attempts),
-            wait=_pause,
-            sleep=self.sleep,
-            retry_error_callback=give_up,
-        )
-        return retrying(lambda: work(next(numbers)))
+        return _retrying(self.attempts, self.sleep)(lambda: work(next(numbers)))
 
 # %% ../nbs/20_supabase_store.ipynb #2b7c8b6d
 def _receive(talk: Conversation, key: str, file: BinaryIO, fresh: bool) -> tuple[int, str]:
@@ -241,7 +242,7 @@ def _download(talk: Conversation, key: str, file: BinaryIO, fresh: bool) -> None
         must = {name: facts[name] for name in wrong}
         raise _Again(f'{key} came damaged or out of an old state from {talk.where}: {wrong}, must be {must}')
 
-# %% ../nbs/20_supabase_store.ipynb #b93962c2
+# %% ../nbs/20_supabase_store.ipynb #c40759b8
 _TYPES = {'.json': 'application/json'}
 _YEAR, _LARGE, _PAGE, _FULL, _MANY = 31_536_000, 1_000_000, 1000, 100, 500
 
@@ -278,12 +279,22 @@ def _entries(talk: Conversation, folder: str) -> Iterator[tuple[str, int | None]
         start += len(page)
 
 
+def _below(talk: Conversation, folder: str) -> Iterator[tuple[str, int]]:
+    "Key and size of every object in a folder and in the folders in it."
+    for name, size in _entries(talk, folder):
+        key = f'{folder}/{name}' if folder else name
+        if size is None:
+            yield from _below(talk, key)
+        else:
+            yield key, size
+
+
 def _page(talk: Conversation, folder: str, options: dict) -> list[tuple[str, int | None]]:
     return [
         (e['name'], None if e['id'] is None else int(e['metadata']['size'])) for e in talk.bucket.list(folder, options)
     ]
 
-# %% ../nbs/20_supabase_store.ipynb #374bdcfc
+# %% ../nbs/20_supabase_store.ipynb #ef335654
 class SupabaseStore:
     "A bucket of Supabase Storage."
 
@@ -322,16 +333,7 @@ class SupabaseStore:
         return file.getvalue()
 
     def list(self, prefix: str) -> dict[str, int]:
-        found, folders = {}, [check_key(prefix) if prefix else '']
-        while folders:
-            folder = folders.pop()
-            for name, size in _entries(self._talk, folder):
-                key = f'{folder}/{name}' if folder else name
-                if size is None:
-                    folders.append(key)
-                else:
-                    found[key] = size
-        return dict(sorted(found.items()))
+        return dict(sorted(_below(self._talk, check_key(prefix) if prefix else '')))
 
     def delete(self, keys: Iterable[str]) -> None:
         keys = [check_key(key) for key in keys]

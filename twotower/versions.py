@@ -87,7 +87,7 @@ def by_store_clock(
         return moment
     return (datetime.fromisoformat(moment) - ahead).isoformat(timespec='seconds')
 
-# %% ../nbs/24_versions.ipynb #e8a75401
+# %% ../nbs/24_versions.ipynb #7182fcea
 def read_manifest(
     store: Store,  # where from
     run_id: str,  # an uploaded run
@@ -120,7 +120,7 @@ def check_file(
             f'{name} is damaged: {size} bytes with sha256 {found}, must be {fact["bytes"]} with {fact["sha256"]}'
         )
 
-
+# %% ../nbs/24_versions.ipynb #f12d64d7
 def take(
     store: Store,  # where from
     run_id: str,  # an uploaded run
