@@ -743,7 +743,7 @@ def _together(work: Callable[[int], object], n: int) -> list[int]:
 @pytest.mark.fault('two publishers at once', sees='the newer run is active; the older one is told that it is older')
 def test_of_two_publishers_the_newer_run_wins(place, toy_run):
     runs = [toy_run('older', 1), toy_run('newer', 2)]
-    for _ in range(6):
+    for _ in range(3):
         place.reset()
         slow, fast = _together(lambda number: publish(place.open(), runs[number]), 2)
         store = place.open()
