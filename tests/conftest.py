@@ -4,6 +4,7 @@ import itertools
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from stores import PLACES
 
 from twotower import embedded
 from twotower.core import sha256
@@ -66,12 +68,12 @@ def database(server, request, monkeypatch):
 BOUNDARIES = ('replace', 'rename', 'link', 'symlink', 'unlink', 'mkdir', 'rmdir', 'fsync', 'sendfile')
 
 
-def _outside_scratch(place: int | str | Path) -> bool:
+def _outside_scratch(place: int | str | Path | socket.socket) -> bool:
     path = os.readlink(f'/proc/self/fd/{place}') if isinstance(place, int) else str(place)
     return not path.startswith(tempfile.gettempdir())
 
 
-def _killed_at(n: int, work: Callable[[], object]) -> bool:
+def _killed_at(n: int, work: Callable[[], object], network: bool = False) -> bool:
     child = os.fork()
     if child == 0:
         step = itertools.count(1)
@@ -86,6 +88,8 @@ def _killed_at(n: int, work: Callable[[], object]) -> bool:
 
         for name in BOUNDARIES:
             setattr(os, name, deadly(getattr(os, name)))
+        for name in ('send', 'recv') if network else ():
+            setattr(socket.socket, name, deadly(getattr(socket.socket, name)))
         try:
             work()
         except BaseException:
@@ -99,10 +103,22 @@ def _killed_at(n: int, work: Callable[[], object]) -> bool:
 
 @pytest.fixture
 def killed_at(monkeypatch, tmp_path_factory) -> Callable[[int, Callable[[], object]], bool]:
-    "Do work in a child that dies by SIGKILL at its n-th step on the disk, scratch aside; False if it ended before that."
+    """Do work in a child that dies by SIGKILL at its n-th step on the disk, scratch aside; False if it ended before that.
+
+    With `network=True` whatever is sent or awaited through a socket is a step as well.
+    """
     monkeypatch.setattr(os, 'fsync', lambda _: None)  # a process that dies takes nothing from the page cache
     monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path_factory.mktemp('left')))
     return _killed_at
+
+
+@pytest.fixture(params=PLACES)
+def place(request, tmp_path, monkeypatch):
+    "Where a store can be opened: a folder, or a bucket of a Supabase Storage that runs here."
+    monkeypatch.setattr(os, 'fsync', lambda _: None)
+    place = PLACES[request.param](tmp_path / 'store')
+    yield place
+    place.close()
 
 
 @pytest.fixture

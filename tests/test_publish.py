@@ -2,49 +2,58 @@
 
 import json
 import multiprocessing
+import re
+import resource
 import shutil
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 
 import pytest
+from stores import Around, Bucket
 
 from twotower.core import GateError, InputError, OutsideError, SettingError, sha256
 from twotower.publish import (
-    MANIFEST,
-    METRICS,
-    PUBLISHED,
     activate,
-    activations,
-    active,
     fetch,
     list_activations,
     list_files,
     list_runs,
     perform,
+    prune,
     rollback,
     subject,
     upload,
 )
 from twotower.runs import MODEL_FILES, ONNX, PT, Run, blessed, read_json, write_json
-from twotower.store import LocalStore, Rehearsal
+from twotower.store import LocalStore, Rehearsal, Store
+from twotower.versions import MANIFEST, METRICS, PUBLISHED, activations, active, by_store_clock
 
 RUNS, ACTIVATIONS, MIRROR = 'two_tower/runs', 'two_tower/activations', f'two_tower/latest/{MANIFEST}'
 
 
 @pytest.fixture
-def store(tmp_path) -> LocalStore:
-    return LocalStore(tmp_path / 'store')
+def store(place) -> Store:
+    return place.open()
 
 
-def publish(store, run: Run) -> dict:
+def publish(store, run: Run, allow_older: bool = False) -> dict:
     upload(store, run)
-    return activate(store, run.id)
+    return activate(store, run.id, allow_older)
 
 
-def overwrite(store: LocalStore, key: str, change: Callable[[bytes], bytes]) -> None:
+def write(store, key: str, content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / 'x').write_bytes(content)
+        store.put(key, Path(scratch) / 'x', create_only=False)
+
+
+def overwrite(store, key: str, change: Callable[[bytes], bytes]) -> None:
     "Damage an object behind the back of all."
-    (store.folder / key).write_bytes(change((store.folder / key).read_bytes()))
+    write(store, key, change(store.read(key)))
 
 
 def check_whole(store, folder: Path, *runs: Run) -> str:
@@ -125,6 +134,7 @@ def test_an_unjudged_run_is_refused(store, toy_run):
 
 
 @pytest.mark.parametrize('name', MODEL_FILES)
+@pytest.mark.parametrize('place', ['local'], indirect=True)
 def test_a_file_changed_after_the_verdict_is_refused(store, toy_run, name):
     run = toy_run('a')
     (run.model / name).write_text('trained anew')
@@ -136,15 +146,16 @@ def test_a_file_changed_after_the_verdict_is_refused(store, toy_run, name):
     assert store.list('') == {}
 
 
+@pytest.mark.fault('the model is trained anew while it is uploaded', sees='nothing: the judged files go out')
 def test_a_model_trained_while_it_is_uploaded_changes_nothing(store, toy_run, monkeypatch):
-    run, put = toy_run('a'), LocalStore.put
+    run, put = toy_run('a'), type(store).put
 
     def meanwhile(self, key, path, create_only):
         for name in MODEL_FILES:
             (run.model / name).write_text('trained anew')
         put(self, key, path, create_only)
 
-    monkeypatch.setattr(LocalStore, 'put', meanwhile)
+    monkeypatch.setattr(type(store), 'put', meanwhile)
     upload(store, run)
     assert activate(store, 'a')['run_id'] == 'a'
     assert store.read(ONNX).decode() == f'{ONNX} of a'
@@ -165,8 +176,12 @@ def test_a_run_whose_name_can_not_be_a_key_is_refused(store, tmp_path, run_id):
         upload(store, Run(tmp_path / run_id))
 
 
+@pytest.mark.fault(
+    'an uploaded file is damaged or missing in the store', sees='which file, its size and hash, and what they must be'
+)
 @pytest.mark.parametrize('name', PUBLISHED)
 @pytest.mark.parametrize('damage', [lambda b: b[:-1], lambda b: b'', lambda b: b'X' + b[1:], None])
+@pytest.mark.parametrize('place', ['local'], indirect=True)
 def test_a_damaged_upload_is_not_activated(store, toy_run, name, damage):
     old, new = toy_run('old', 1), toy_run('new', 2)
     publish(store, old)
@@ -186,15 +201,15 @@ def test_a_forged_verdict_is_not_activated(store, toy_run):
     run = toy_run('weak', verdict='fail')
     passing = toy_run('good')
     upload(store, passing)
-    shutil.copytree(store.folder / RUNS / 'good', store.folder / RUNS / 'weak')
+    for key in store.list(f'{RUNS}/good'):
+        write(store, key.replace('/good/', '/weak/'), store.read(key))
     overwrite(store, f'{RUNS}/weak/{MANIFEST}', lambda b: b.replace(b'"good"', b'"weak"'))
-    shutil.copyfile(run.model / ONNX, store.folder / RUNS / 'weak' / ONNX)
+    write(store, f'{RUNS}/weak/{ONNX}', (run.model / ONNX).read_bytes())
     with pytest.raises(OutsideError, match=f'{ONNX} is damaged'):
         activate(store, 'weak')
-    fact = {'bytes': (run.model / ONNX).stat().st_size, 'sha256': sha256(run.model / ONNX)}
-    manifest = read_json(store.folder / RUNS / 'weak' / MANIFEST)
-    manifest['files'][ONNX] = fact
-    write_json(store.folder / RUNS / 'weak' / MANIFEST, manifest)
+    manifest = json.loads(store.read(f'{RUNS}/weak/{MANIFEST}'))
+    manifest['files'][ONNX] = {'bytes': (run.model / ONNX).stat().st_size, 'sha256': sha256(run.model / ONNX)}
+    write(store, f'{RUNS}/weak/{MANIFEST}', json.dumps(manifest).encode())
     with pytest.raises(GateError, match=f'{ONNX} is not the file that'):
         activate(store, 'weak')
     assert active(store) is None
@@ -218,6 +233,9 @@ def test_an_older_run_needs_a_word(store, toy_run):
     check_mirror(store, old)
 
 
+@pytest.mark.fault(
+    'the newest activation is damaged in the store', sees='which object is damaged; the fetched model stays'
+)
 def test_a_damaged_activation_stops_everything(store, toy_run, tmp_path):
     publish(store, toy_run('a'))
     overwrite(store, f'{ACTIVATIONS}/00000001.json', lambda b: b[:20])
@@ -225,6 +243,47 @@ def test_a_damaged_activation_stops_everything(store, toy_run, tmp_path):
     for use in (lambda: activate(store, 'b'), lambda: fetch(store, tmp_path / 'f'), lambda: rollback(store)):
         with pytest.raises(OutsideError, match=r'00000001\.json in the store is damaged'):
             use()
+
+
+# by whose clock
+
+
+@pytest.fixture
+def skewed(monkeypatch):
+    "Let what this machine takes for the time be ahead of the store's clock."
+
+    def by(ahead: timedelta, store) -> None:
+        monkeypatch.setattr(type(store), 'clock', lambda _: datetime.now(UTC) - ahead)
+
+    return by
+
+
+@pytest.mark.parametrize('place', ['local'], indirect=True)
+@pytest.mark.parametrize('days', [-400, 400])
+@pytest.mark.fault(
+    'the clock of a training machine is wrong', sees='nothing: runs are compared by the clock of the store'
+)
+def test_a_wrong_clock_neither_blocks_nor_prefers_a_run(store, toy_run, skewed, days):
+    for day, (name, ahead) in enumerate([('a', 0), ('b', days), ('c', 0), ('d', days)], 1):
+        run = toy_run(name, day)
+        facts = read_json(run.path / 'run.json')
+        noted = datetime.fromisoformat(facts['created_at']) + timedelta(days=ahead)
+        write_json(run.path / 'run.json', facts | {'created_at': noted.isoformat()})
+        skewed(timedelta(days=ahead), store)
+        assert publish(store, run)['run_id'] == name
+        assert upload(store, run)['created_at'][:10] == f'2026-01-0{day}'  # again is fine, though seconds differ
+    skewed(timedelta(0), store)
+    with pytest.raises(GateError, match=r'run b of .* is older than the active run d'):
+        activate(store, 'b')
+
+
+def test_the_clock_of_the_bucket_counts(tmp_path, toy_run):
+    bucket = Bucket(tmp_path)
+    bucket.server.clock_ahead = -86_400 * 30
+    manifest = upload(bucket.open(), toy_run('a', 31))
+    assert manifest['created_at'][:10] == '2026-01-01'
+    assert by_store_clock(bucket.open(), '2026-01-31T12:00:00+00:00')[:10] == '2026-01-01'
+    bucket.close()
 
 
 # rollback
@@ -267,28 +326,30 @@ def test_rollback_to_a_damaged_run_is_refused(store, toy_run):
 # fetch
 
 
-class BadLine(LocalStore):
+class BadLine(Around):
     "A store whose downloads of one object arrive changed."
 
-    def __init__(self, folder: Path, key: str, change: Callable[[bytes], bytes]):
-        super().__init__(folder)
+    def __init__(self, store: Store, key: str, change: Callable[[bytes], bytes]):
+        super().__init__(store)
         self.key, self.change = key, change
 
     def get(self, key: str, path: Path) -> None:
-        super().get(key, path)
+        self.store.get(key, path)
         if key == self.key:
             path.write_bytes(self.change(path.read_bytes()))
 
 
+@pytest.mark.fault('a download arrives corrupt', sees='which file is damaged; the old model stays')
 @pytest.mark.parametrize('name', PUBLISHED)
 @pytest.mark.parametrize(
     'change', [lambda b: b[:-1], lambda b: b[:3] + b'?' + b[4:], lambda b: b'', lambda b: b + b' ']
 )
+@pytest.mark.parametrize('place', ['local'], indirect=True)
 def test_a_corrupt_download_keeps_the_model_one_had(store, toy_run, tmp_path, name, change):
     publish(store, toy_run('old', 1))
     fetch(store, tmp_path / 'active')
     publish(store, toy_run('new', 2))
-    bad = BadLine(store.folder, f'{RUNS}/new/{name}', change)
+    bad = BadLine(store, f'{RUNS}/new/{name}', change)
     with pytest.raises(OutsideError, match=f'{name} is damaged'):
         fetch(bad, tmp_path / 'active')
     assert (tmp_path / 'active' / 'current').resolve().name == 'old'
@@ -296,12 +357,16 @@ def test_a_corrupt_download_keeps_the_model_one_had(store, toy_run, tmp_path, na
     assert fetch(store, tmp_path / 'active')['run_id'] == 'new'
 
 
+@pytest.mark.fault(
+    'the store offers files that are wrong, missing or unexpected, or an old state',
+    sees='what is wrong; the old model stays',
+)
 @pytest.mark.parametrize(
     ('harm', 'message'),
     [
         (lambda s: overwrite(s, f'{RUNS}/new/{ONNX}', lambda b: b[:-1]), 'two_tower_latest.onnx is damaged'),
         (lambda s: s.delete([f'{RUNS}/new/{PT}']), 'missing .*two_tower_latest.pt'),
-        (lambda s: s.put(f'{RUNS}/new/x.sh', s.folder / ONNX, create_only=True), r"unexpected \['x.sh'\]"),
+        (lambda s: write(s, f'{RUNS}/new/x.sh', b'rm -r /'), r"unexpected \['x.sh'\]"),
         (lambda s: overwrite(s, f'{RUNS}/new/{MANIFEST}', lambda b: b + b' '), 'is not the one that was activated'),
         (lambda s: s.delete([f'{ACTIVATIONS}/00000002.json']), r'offers activation 1 \(run old\)'),
         (lambda s: s.delete(s.list(ACTIVATIONS)), 'no model is active'),
@@ -362,46 +427,209 @@ def test_a_rehearsal_of_everything_changes_nothing(store, toy_run, tmp_path):
     assert list(list_files(trial, 'new')['file']) == list(PUBLISHED)
 
 
+# what a network does
+
+
+@pytest.mark.parametrize('place', ['supabase'], indirect=True)
+@pytest.mark.parametrize('how', [429, 503, 'cut', 'lost', 'half'])
+@pytest.mark.fault('every request for a storage stumbles once', sees='nothing')
+def test_a_network_that_stumbles_at_every_request(place, store, toy_run, tmp_path, how):
+    a, b = toy_run('a', 1), toy_run('b', 2)
+    publish(store, a)
+    seen = set()
+
+    def once_each(request: str) -> bool:
+        fresh = request not in seen and not (how == 'half' and re.match('GET .*/info|DELETE', request))
+        seen.add(request)
+        return fresh
+
+    place.server.fail(how, once_each, times=999)
+    publish(store, b)
+    assert check_whole(store, tmp_path / 'active', a, b) == 'b'
+    assert rollback(store)['run_id'] == 'a'
+    place.server.faults.clear()
+    check_mirror(store, a)
+    assert [x['seq'] for x in activations(store)] == [3, 2, 1]
+
+
+@pytest.mark.parametrize('place', ['supabase'], indirect=True)
+@pytest.mark.parametrize('how', ['short', 'altered', 503])
+@pytest.mark.fault(
+    'downloads from a storage stay damaged', sees='which object, and what it must be; the old model stays'
+)
+def test_a_line_that_stays_bad_keeps_the_model_one_had(place, store, toy_run, tmp_path, how):
+    publish(store, toy_run('old', 1))
+    fetch(store, tmp_path / 'active')
+    publish(store, toy_run('new', 2))
+    place.server.fail(how, f'GET /object/models/{RUNS}/new/{PT}', times=999)
+    with pytest.raises(OutsideError, match=rf'{RUNS}/new/{PT}.*asked 6 times'):
+        fetch(store, tmp_path / 'active')
+    assert (tmp_path / 'active' / 'current').resolve().name == 'old'
+    assert sorted(p.name for p in (tmp_path / 'active').iterdir()) == ['.lock', '.seen.json', 'current', 'old']
+
+
+@pytest.mark.parametrize('place', ['supabase'], indirect=True)
+@pytest.mark.fault('the manifest for simple readers is stale', sees='nothing: fetch goes by the activations')
+def test_a_stale_mirror_misleads_nobody_who_fetches(place, store, toy_run, tmp_path):
+    old, new = toy_run('old', 1), toy_run('new', 2)
+    publish(store, old)
+    stale = store.read(MIRROR)
+    publish(store, new)
+    write(store, MIRROR, stale)
+    assert check_whole(store, tmp_path / 'active', new) == 'new'
+    assert activate(store, 'new')['seq'] == 2  # a repeat mends the mirror
+    check_mirror(store, new)
+
+
+# prune
+
+
+def test_prune_keeps_what_anybody_may_need(store, toy_run, tmp_path):
+    runs = {name: toy_run(name, day) for day, name in enumerate('abcdefgh', 1)}
+    for name, run in runs.items():
+        upload(store, run)
+        if name in 'bcdf':
+            activate(store, name)
+    assert rollback(store)['run_id'] == 'd'  # activations: b c d f d
+    trial = Rehearsal(store, tmp_path / 'scratch')
+    assert prune(trial, keep=2) == ['a', 'e']
+    assert len(list_runs(store)) == 8
+    assert prune(store, keep=2) == ['a', 'e']  # d f were active last, c b are below, g h are the newest
+    assert prune(store, keep=2) == []
+    assert [rollback(store)['run_id'] for _ in range(2)] == ['c', 'b']
+    check_mirror(store, runs['b'])
+    assert activate(store, 'h')['run_id'] == 'h'
+    with pytest.raises(GateError, match="'a' is not, or not completely, uploaded"):
+        activate(store, 'a', allow_older=True)
+    assert publish(store, runs['a'], allow_older=True)['run_id'] == 'a'
+
+
+def test_prune_touches_nothing_that_is_not_ours(store, toy_run):
+    runs = [toy_run(name, day) for day, name in enumerate('abcd', 1)]
+    for run in runs:
+        publish(store, run)
+    for key in (
+        'two_tower_20260101_030405.onnx',
+        'two_tower_20200101_000000.onnx',
+        'other/runs/a/x',
+        f'{RUNS}/zz/{PT}',
+    ):
+        write(store, key, b'of somebody else')
+    assert prune(store, keep=1) == ['a', 'b']
+    for key in (
+        'two_tower_20260101_030405.onnx',
+        'two_tower_20200101_000000.onnx',
+        'other/runs/a/x',
+        f'{RUNS}/zz/{PT}',
+    ):
+        assert store.read(key) == b'of somebody else'
+    assert 'two_tower_20260101_030405.pt' not in store.list('')
+
+
+class Between(Around):
+    "A store in which another process acts just before the n-th request."
+
+    def __init__(self, store: Store, n: int, other: Callable[[], object]):
+        super().__init__(store)
+        self.n, self.other = n, other
+
+    def __getattr__(self, name: str):
+        if name in ('put', 'get', 'read', 'list', 'delete'):
+            self.n -= 1
+            if self.n == 0:
+                self.other()
+        return getattr(self.store, name)
+
+
+def _tried(work: Callable[[], object]) -> None:
+    with suppress(GateError, OutsideError):
+        work()
+
+
+@pytest.mark.parametrize('place', ['local'], indirect=True)
+@pytest.mark.parametrize('who', ['prune', 'activate'])
+@pytest.mark.fault(
+    'a run is activated while it is pruned', sees='the run is active and whole, or was pruned: upload it again'
+)
+def test_whatever_is_active_is_never_pruned(place, toy_run, tmp_path, who):
+    runs = [toy_run(name, day) for day, name in enumerate('abcd', 1)]
+    for run in runs:
+        upload(place.open(), run)
+        if run.id != 'a':
+            activate(place.open(), run.id)
+    place.keep()
+    store, seen = place.open(), set()
+    work = {
+        'prune': lambda store: prune(store, keep=1),
+        'activate': lambda store: activate(store, 'a', allow_older=True),
+    }
+    other = work['activate' if who == 'prune' else 'prune']
+    for n in count(1):
+        place.reset()
+        between = Between(store, n, lambda: _tried(lambda: other(store)))
+        _tried(lambda s=between: work[who](s))
+        seen.add(check_whole(store, tmp_path / f'fetched{n}', *runs))
+        shutil.rmtree(tmp_path / f'fetched{n}')
+        _tried(lambda: prune(store, keep=1))
+        check_whole(store, tmp_path / f'fetched{n}', *runs)
+        check_mirror(store, next(r for r in runs if r.id == active(store)['run_id']))
+        shutil.rmtree(tmp_path / f'fetched{n}')
+        if between.n > 0:
+            break
+    assert seen == {'a', 'd'}
+    assert n > 20
+
+
 # the process dies
 
 
-def test_sigkill_at_every_step_of_publish(toy_run, tmp_path, killed_at):
+def steps(place, stride: int) -> count:
+    "Where to kill: at every step of the disk; with a network there are many more, of which some are taken."
+    return count(1, stride) if isinstance(place, Bucket) else count(1)
+
+
+@pytest.mark.fault(
+    'the process is killed at any step of a publication',
+    sees='the old model is active, or the new one; a repeat finishes',
+)
+def test_sigkill_at_every_step_of_publish(place, toy_run, tmp_path, killed_at):
     old, new = toy_run('old', 1), toy_run('new', 2)
-    publish(LocalStore(tmp_path / 'base'), old)
-    seen = set()
-    for n in count(1):
-        store = LocalStore(tmp_path / f'store{n}')
-        shutil.copytree(tmp_path / 'base', store.folder)
-        killed = killed_at(n, lambda s=store: publish(s, new))
+    publish(place.open(), old)
+    place.keep()
+    seen, store = set(), place.open()
+    for n in steps(place, 47):
+        place.reset()
+        killed = killed_at(n, lambda: publish(place.open(), new), network=True)
         seen.add(check_whole(store, tmp_path / f'fetched{n}', old, new))
         publish(store, new)
         assert check_whole(store, tmp_path / f'fetched{n}', new) == 'new'
         assert [a['run_id'] for a in activations(store)] == ['new', 'old']
         assert len(store.list('')) == 2 * 7 + 2 + 1 + 2 * 3
         check_mirror(store, new)
-        for folder in (store.folder, tmp_path / f'fetched{n}'):
-            shutil.rmtree(folder)
+        shutil.rmtree(tmp_path / f'fetched{n}')
         if not killed:
             break
     assert seen == {'old', 'new'}
     assert n > 50
 
 
-def test_sigkill_at_every_step_of_rollback(toy_run, tmp_path, killed_at):
+@pytest.mark.fault(
+    'the process is killed at any step of a rollback', sees='one of the two models is active; a repeat finishes'
+)
+def test_sigkill_at_every_step_of_rollback(place, toy_run, tmp_path, killed_at):
     a, b, c = (toy_run(name, day) for day, name in enumerate('abc', 1))
     for run in (a, b, c):
-        publish(LocalStore(tmp_path / 'base'), run)
-    seen = set()
-    for n in count(1):
-        store = LocalStore(tmp_path / f'store{n}')
-        shutil.copytree(tmp_path / 'base', store.folder)
-        killed = killed_at(n, lambda s=store: rollback(s, 'c'))
+        publish(place.open(), run)
+    place.keep()
+    seen, store = set(), place.open()
+    for n in steps(place, 37):
+        place.reset()
+        killed = killed_at(n, lambda: rollback(place.open(), 'c'), network=True)
         seen.add(check_whole(store, tmp_path / f'fetched{n}', b, c))
         rollback(store, 'c')
         assert check_whole(store, tmp_path / f'fetched{n}', b) == 'b'
         check_mirror(store, b)
-        for folder in (store.folder, tmp_path / f'fetched{n}'):
-            shutil.rmtree(folder)
+        shutil.rmtree(tmp_path / f'fetched{n}')
         if not killed:
             break
     assert seen == {'b', 'c'}
@@ -418,16 +646,19 @@ def test_an_unnamed_rollback_that_was_cut_off_goes_one_step_only(store, toy_run)
     check_mirror(store, b)
 
 
-def test_sigkill_at_every_step_of_fetch(store, toy_run, tmp_path, killed_at):
+@pytest.mark.fault(
+    'the process is killed at any step of a fetch', sees='the old model or the new one, whole; a repeat finishes'
+)
+def test_sigkill_at_every_step_of_fetch(place, store, toy_run, tmp_path, killed_at):
     old, new = toy_run('old', 1), toy_run('new', 2)
     publish(store, old)
     fetch(store, tmp_path / 'base')
     publish(store, new)
     seen = set()
-    for n in count(1):
+    for n in steps(place, 19):
         here = tmp_path / f'active{n}'
         shutil.copytree(tmp_path / 'base', here, symlinks=True)
-        killed = killed_at(n, lambda h=here: fetch(store, h))
+        killed = killed_at(n, lambda h=here: fetch(place.open(), h), network=True)
         held = (here / 'current').resolve()
         seen.add(held.name)
         assert held.name == 'old' or read_json(here / '.seen.json')['run_id'] == 'new'
@@ -440,6 +671,50 @@ def test_sigkill_at_every_step_of_fetch(store, toy_run, tmp_path, killed_at):
         if not killed:
             break
     assert seen == {'old', 'new'}
+
+
+@pytest.mark.fault('the process is killed at any step of a prune', sees='nothing; a repeat finishes')
+def test_sigkill_at_every_step_of_prune(place, toy_run, killed_at):
+    runs = [toy_run(name, day) for day, name in enumerate('abc', 1)]
+    for run in runs:
+        publish(place.open(), run)
+    place.keep()
+    store = place.open()
+    for n in steps(place, 37):
+        place.reset()
+        killed = killed_at(n, lambda: prune(place.open(), keep=1), network=True)
+        assert active(store)['run_id'] == 'c'
+        prune(store, keep=1)
+        assert set(list_runs(store)['run']) == {'b', 'c'}
+        assert not [key for key in store.list('') if 'pruned' in key or '20260101' in key]
+        assert rollback(store)['run_id'] == 'b'
+        check_mirror(store, runs[1])
+        if not killed:
+            break
+    assert n > 10
+
+
+@pytest.mark.fault(
+    'the disk is full while a model is fetched', sees='which file could not be written; the old model stays'
+)
+def test_a_fetch_that_does_not_fit_keeps_the_model_one_had(place, store, toy_run, tmp_path):
+    publish(store, toy_run('old', 1))
+    fetch(store, tmp_path / 'active')
+    new = toy_run('new', 2)
+    (new.model / PT).write_bytes(bytes(300_000))
+    verdict = read_json(new.metrics)
+    write_json(new.metrics, verdict | {'files': verdict['files'] | {PT: sha256(new.model / PT)}})
+    publish(store, new)
+
+    def fetch_on_a_full_disk(_: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        with pytest.raises(OutsideError, match=f'{PT} could not be written to .*File too large'):
+            fetch(place.open(), tmp_path / 'active')
+
+    assert _together(fetch_on_a_full_disk, 1) == [0]
+    assert (tmp_path / 'active' / 'current').resolve().name == 'old'
+    assert sorted(p.name for p in (tmp_path / 'active').iterdir()) == ['.lock', '.seen.json', 'current', 'old']
+    assert fetch(store, tmp_path / 'active')['run_id'] == 'new'
 
 
 # others at the same time
@@ -465,11 +740,13 @@ def _together(work: Callable[[int], object], n: int) -> list[int]:
     return [process.exitcode for process in processes]
 
 
-def test_of_two_publishers_the_newer_run_wins(toy_run, tmp_path):
+@pytest.mark.fault('two publishers at once', sees='the newer run is active; the older one is told that it is older')
+def test_of_two_publishers_the_newer_run_wins(place, toy_run):
     runs = [toy_run('older', 1), toy_run('newer', 2)]
-    for n in range(10):
-        store = LocalStore(tmp_path / f'store{n}')
-        slow, fast = _together(lambda number, s=store: publish(s, runs[number]), 2)
+    for _ in range(3):
+        place.reset()
+        slow, fast = _together(lambda number: publish(place.open(), runs[number]), 2)
+        store = place.open()
         assert fast == 0
         assert slow in (0, 3)  # it was first, or it saw that it is older
         history = [a['run_id'] for a in reversed(activations(store))]
@@ -477,31 +754,38 @@ def test_of_two_publishers_the_newer_run_wins(toy_run, tmp_path):
         check_mirror(store, runs[1])
 
 
-class Overtaken(LocalStore):
+class Overtaken(Around):
     "A store in which another publisher acts just before the object `key` is put, once."
 
-    def __init__(self, folder: Path, key: str, other: Callable[[], object]):
-        super().__init__(folder)
+    def __init__(self, store: Store, key: str, other: Callable[[], object]):
+        super().__init__(store)
         self.key, self.others = key, [other]
 
     def put(self, key: str, path: Path, create_only: bool) -> None:
         if key == self.key and self.others:
             self.others.pop()()
-        super().put(key, path, create_only)
+        self.store.put(key, path, create_only)
 
 
+@pytest.mark.fault(
+    'another publisher is faster while the copies for simple readers are written',
+    sees='nothing: they are of the newest',
+)
 @pytest.mark.parametrize('key', [PT, ONNX, MIRROR])
 def test_a_slow_publisher_leaves_the_mirror_of_the_newest(store, toy_run, key):
     slow, fast = toy_run('slow', 1), toy_run('fast', 2)
-    assert publish(Overtaken(store.folder, key, lambda: publish(store, fast)), slow)['run_id'] == 'fast'
+    assert publish(Overtaken(store, key, lambda: publish(store, fast)), slow)['run_id'] == 'fast'
     check_mirror(store, fast)
 
 
+@pytest.mark.fault(
+    'another publisher is faster while a run is activated', sees='nothing, or that the run is now the older one'
+)
 @pytest.mark.parametrize(('day', 'outcome'), [(1, 'older'), (3, 'newer')])
 def test_who_is_overtaken_judges_again(store, toy_run, day, outcome):
     mine, other = toy_run('mine', 2), toy_run('other', day)
     key = f'{ACTIVATIONS}/00000001.json'
-    overtaken = Overtaken(store.folder, key, lambda: publish(store, other))
+    overtaken = Overtaken(store, key, lambda: publish(store, other))
     if outcome == 'older':
         assert (publish(overtaken, mine)['seq'], active(store)['below']) == (2, 1)
         check_mirror(store, mine)
@@ -511,19 +795,21 @@ def test_who_is_overtaken_judges_again(store, toy_run, day, outcome):
         check_mirror(store, other)
 
 
+@pytest.mark.fault('another publisher is faster while a run is rolled back', sees='which run is active now')
 def test_a_rollback_that_is_overtaken_stops(store, toy_run):
     for day, name in enumerate('ab', 1):
         publish(store, toy_run(name, day))
     c = toy_run('c', 3)
-    overtaken = Overtaken(store.folder, f'{ACTIVATIONS}/00000003.json', lambda: publish(store, c))
+    overtaken = Overtaken(store, f'{ACTIVATIONS}/00000003.json', lambda: publish(store, c))
     with pytest.raises(OutsideError, match='another publisher was faster: now active is c'):
         rollback(overtaken)
     check_mirror(store, c)
 
 
-def test_many_publishers_leave_one_ordered_history(store, toy_run):
+@pytest.mark.fault('six publishers at once', sees='one history without gaps; older runs are told')
+def test_many_publishers_leave_one_ordered_history(place, store, toy_run):
     runs = [toy_run(f'r{day}', day) for day in range(1, 7)]
-    codes = _together(lambda number: publish(store, runs[number]), 6)
+    codes = _together(lambda number: publish(place.open(), runs[number]), 6)
     history = list(reversed(activations(store)))
     assert [a['seq'] for a in history] == list(range(1, len(history) + 1))
     assert [a['created_at'] for a in history] == sorted(a['created_at'] for a in history)
@@ -531,15 +817,16 @@ def test_many_publishers_leave_one_ordered_history(store, toy_run):
     check_mirror(store, runs[-1])
 
 
-def test_the_same_run_published_by_many_is_active_once(store, toy_run):
+def test_the_same_run_published_by_many_is_active_once(place, store, toy_run):
     run = toy_run('a')
-    assert _together(lambda _: publish(store, run), 4) == [0] * 4
+    assert _together(lambda _: publish(place.open(), run), 4) == [0] * 4
     assert len(activations(store)) == 1
     check_mirror(store, run)
 
 
-def test_many_fetches_into_one_folder(store, toy_run, tmp_path):
+@pytest.mark.fault('four fetches into one folder at once', sees='nothing: one after the other')
+def test_many_fetches_into_one_folder(place, store, toy_run, tmp_path):
     run = toy_run('a')
     publish(store, run)
-    assert _together(lambda _: fetch(store, tmp_path / 'active'), 4) == [0] * 4
+    assert _together(lambda _: fetch(place.open(), tmp_path / 'active'), 4) == [0] * 4
     assert check_whole(store, tmp_path / 'active', run) == 'a'

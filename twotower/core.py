@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['USER', 'VIDEO', 'LABEL', 'KIND', 'STARS', 'TIME', 'LIKE', 'DISLIKE', 'NEUTRAL', 'PSEUDO', 'EMBEDDING', 'DIMENSION',
            'INTERACTIONS', 'ITEM_FEATURES', 'USER_FEATURES', 'PACKAGE', 'TwotowerError', 'InputError', 'SettingError',
-           'OutsideError', 'GateError', 'beside', 'fsync', 'atomic_file', 'atomic_folder', 'point', 'sha256',
+           'OutsideError', 'GateError', 'beside', 'fsync', 'atomic_file', 'atomic_folder', 'sweep', 'point', 'sha256',
            'embeddings_schema', 'conform', 'write_table', 'read_table', 'as_uuid', 'project_root', 'project_file',
            'Installation', 'installation', 'Environment', 'environment']
 
-# %% ../nbs/00_core.ipynb #1701e0af
+# %% ../nbs/00_core.ipynb #456478f0
 import configparser
 import hashlib
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +84,7 @@ def atomic_file(
     finally:
         draft.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #7858fb27
+# %% ../nbs/00_core.ipynb #cca5d2ff
 @contextmanager
 def atomic_folder(
     path: Path | str,  # the name that readers will open; must not exist yet
@@ -102,6 +104,21 @@ def atomic_folder(
         fsync(path.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def sweep(
+    folder: Path,  # where drafts may lie
+    age: float = 86_400,  # seconds since anything in a draft was written
+) -> list[Path]:  # what was removed
+    "Remove the drafts that killed processes left behind."
+    removed, before = [], time.time() - age
+    for draft in folder.glob('.*.tmp'):
+        with suppress(FileNotFoundError):  # its owner is alive, and has just finished
+            written = max(path.lstat().st_mtime for path in [draft, *draft.rglob('*')])
+            if written < before and re.fullmatch(r'\..+\.[0-9a-f]{8}\.tmp', draft.name):
+                shutil.rmtree(draft) if draft.is_dir() and not draft.is_symlink() else draft.unlink()
+                removed.append(draft)
+    return removed
 
 
 def point(
