@@ -294,8 +294,8 @@ CHOICES = {
         'binary': {'loss': 'bce'},
         'mixed, 20 % binary': {'loss': 'mixed', 'bce_weight': 0.2},
         'mixed, 50 % binary': {'loss': 'mixed', 'bce_weight': 0.5},
-        'mixed, 80 % binary': {'loss': 'mixed', 'bce_weight': 0.8},
-        'mixed, 95 % binary': {'loss': 'mixed', 'bce_weight': 0.95},
+        'mixed, 80 % binary, random start': {'loss': 'mixed', 'bce_weight': 0.8, 'start': 'random'},
+        'mixed, 95 % binary, random start': {'loss': 'mixed', 'bce_weight': 0.95, 'start': 'random'},
     },
     'what the input may show of a target': {
         'hide 30 %, ask for all': {},
