@@ -169,6 +169,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'twotower.items_api._retry_after': ('items_api.html#_retry_after', 'twotower/items_api.py'),
                                     'twotower.items_api._stamp': ('items_api.html#_stamp', 'twotower/items_api.py'),
                                     'twotower.items_api._text': ('items_api.html#_text', 'twotower/items_api.py'),
+                                    'twotower.items_api._told': ('items_api.html#_told', 'twotower/items_api.py'),
                                     'twotower.items_api._wait': ('items_api.html#_wait', 'twotower/items_api.py'),
                                     'twotower.items_api.affiliate_link': ('items_api.html#affiliate_link', 'twotower/items_api.py'),
                                     'twotower.items_api.days_back': ('items_api.html#days_back', 'twotower/items_api.py'),

@@ -402,7 +402,20 @@ def pages(
     seen = f'has shown {len(known)}, in passes that do not agree,' if known else f'shows no more than {client.ceiling}'
     raise OutsideError(f'{client.host} {seen} of the entries of {_stamp(start)}: try later, or floor by floor')
 
-# %% ../nbs/16_items_api.ipynb #5c7b2a0a
+# %% ../nbs/16_items_api.ipynb #33012edb
+def _told(found: Iterator[Page]) -> Iterator[tuple[Page, bool]]:
+    "Each page, and whether it is the last of all; one that is followed by an error is not."
+    page = next(found, None)
+    while page:
+        try:
+            following = next(found, None)
+        except OutsideError:
+            yield page, False
+            raise
+        yield page, following is None
+        page = following
+
+
 def _merge_page(conn: psycopg.Connection, page: Page, mark: tuple[str, date, date] | None, dry_run: bool) -> int:
     "Save a page, and move the mark with it; how many videos have changed."
     with transaction(conn, 'taking videos in'):
@@ -426,18 +439,14 @@ def take_in(
     if _in_japan(start) > _in_japan(end):
         raise SettingError(f'the window begins at {_stamp(start)}, after its end at {_stamp(end)}')
     asked, again = client.requests, client.retries
-    items, windows, count, changed, days = set(), set(), 0, 0, set()
-    page, following = None, pages(client, start, end)
-    while page is None or page:
-        page, done = next(following, False), page
-        if page:
-            count += 1
-            windows.add((page.start, page.end))
-            items |= set(page.ids)
-            days |= set(page.videos['release_date'].drop_null().to_pylist())
-        if done:
-            mark = (source, _in_japan(start).date(), max(days)) if source and days and not page else None
-            changed += _merge_page(conn, done, mark, dry_run)
+    items, windows, days, count, changed = set(), set(), set(), 0, 0
+    for page, last in _told(pages(client, start, end)):
+        count += 1
+        windows.add((page.start, page.end))
+        items |= set(page.ids)
+        days |= set(page.videos['release_date'].drop_null().to_pylist())
+        mark = (source, _in_japan(start).date(), max(days)) if source and days and last else None
+        changed += _merge_page(conn, page, mark, dry_run)
     return {
         'start': _stamp(start),
         'end': _stamp(end),
