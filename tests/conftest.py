@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from shop import open_shop
 
 from twotower import embedded
 from twotower.core import sha256
@@ -61,6 +62,13 @@ def database(server, request, monkeypatch):
     with connect(url) as conn:
         yield conn
     server.execute(f'DROP DATABASE {name} WITH (FORCE)')
+
+
+@pytest.fixture
+def shop():
+    "A shop with thirty videos; see shop.py."
+    with open_shop() as shop:
+        yield shop
 
 
 BOUNDARIES = ('replace', 'rename', 'link', 'symlink', 'unlink', 'mkdir', 'rmdir', 'fsync', 'sendfile')
