@@ -66,7 +66,8 @@ def blessed_run(conn, run_id: str) -> Run:
     write_table(run.model / VIDEO_EMBEDDINGS, known, embeddings_schema(VIDEO))
     write_table(run.model / USER_EMBEDDINGS, embeddings_schema(USER).empty_table(), embeddings_schema(USER))
     files = {name: sha256(run.model / name) for name in MODEL_FILES}
-    write_json(run.metrics, {'run_id': run.id, 'verdict': 'pass', 'files': files})
+    verdict = {'run_id': run.id, 'verdict': 'pass', 'n_users': 2, 'n_items': len(table)}
+    write_json(run.metrics, verdict | {'metrics': {'auc': 0.9}, 'baselines': {}, 'files': files})
     return run
 
 
