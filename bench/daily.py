@@ -57,8 +57,7 @@ LINKS = """
     SELECT DISTINCT v.id, w.id
     FROM (SELECT id, row_number() OVER (ORDER BY id) AS i FROM videos) v
     CROSS JOIN generate_series(1, {each}) k
-    JOIN (SELECT id, row_number() OVER (ORDER BY id) AS r, count(*) OVER () AS n FROM {name}s) w
-        ON w.r = 1 + (v.i * 7 + k * 31) % w.n
+    JOIN (SELECT id, row_number() OVER (ORDER BY id) AS r FROM {name}s) w ON w.r = 1 + (v.i * 7 + k * 31) % {kinds}
 """
 VECTORS = """
     INSERT INTO video_embeddings (video_id, embedding, model_version)
@@ -83,8 +82,8 @@ DECISIONS = """
 def fill(conn: Connection, n: int, index: bool) -> None:
     "A catalogue with embeddings, and two thousand people with twenty likes each."
     conn.execute(FILL.format(n=n))
-    for name, each in [('tag', 3), ('performer', 2)]:
-        conn.execute(LINKS.format(name=name, each=each))
+    for name, each, kinds in [('tag', 3, 500), ('performer', 2, 20_000)]:
+        conn.execute(LINKS.format(name=name, each=each, kinds=kinds))
     nearest = conn.execute("SELECT pg_get_indexdef('video_embeddings_nearest'::regclass)").fetchone()[0]
     conn.execute('DROP INDEX video_embeddings_nearest')
     conn.execute(VECTORS)
@@ -214,8 +213,8 @@ def peak(n: int) -> None:
     with connect(url) as conn:
         migrate(conn)
         conn.execute(FILL.format(n=n))
-        for name, each in [('tag', 3), ('performer', 2)]:
-            conn.execute(LINKS.format(name=name, each=each))
+        for name, each, kinds in [('tag', 3, 500), ('performer', 2, 20_000)]:
+            conn.execute(LINKS.format(name=name, each=each, kinds=kinds))
         conn.execute('DROP INDEX video_embeddings_nearest; ANALYZE')
         model(conn)
         done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=os.environ)

@@ -87,6 +87,37 @@ def test_a_second_run_writes_nothing(database, shop, home):
     assert '"videos": 1,\n  "users": 1,' in (new / 'summary.json').read_text()
 
 
+FILL = """
+    INSERT INTO videos (id, content_id, product_url, title)
+    SELECT gen_random_uuid(), 'old' || i, 'https://v.example/old' || i, 'old video ' || i FROM generate_series(1, 20000) i;
+    INSERT INTO video_tags SELECT videos.id, tags.id FROM videos, tags ON CONFLICT DO NOTHING;
+    INSERT INTO performers (name) SELECT 'performer ' || i FROM generate_series(1, 2000) i;
+    INSERT INTO video_performers SELECT videos.id, (SELECT id FROM performers LIMIT 1) FROM videos;
+    DROP INDEX video_embeddings_nearest;
+    INSERT INTO video_embeddings
+    SELECT id, array_fill(1, ARRAY[128])::halfvec(128), 'trained' FROM videos ON CONFLICT DO NOTHING
+"""
+
+
+def test_no_step_reads_the_whole_catalogue(database, shop, home):
+    prepare(database)
+    database.execute(FILL)
+    database.execute('VACUUM ANALYZE')
+    large = ['videos', 'video_tags', 'performers', 'video_performers', 'video_embeddings']
+
+    def rows_scanned():
+        database.execute('SELECT pg_stat_force_next_flush()')
+        query = 'SELECT relname, seq_tup_read FROM pg_stat_user_tables WHERE relname = ANY (%s)'
+        return dict(database.execute(query, [large]).fetchall())
+
+    before = rows_scanned()
+    day(database, shop, home)
+    assert database.execute('SELECT count(*) FROM video_embeddings').fetchone() == (20_024,)
+    after = rows_scanned()
+    read = {name: after[name] - before[name] for name in large}
+    assert max(read.values()) < 10, read  # to see that a table is not empty takes a row
+
+
 # Killed
 
 

@@ -402,7 +402,7 @@ def pages(
     seen = f'has shown {len(known)}, in passes that do not agree,' if known else f'shows no more than {client.ceiling}'
     raise OutsideError(f'{client.host} {seen} of the entries of {_stamp(start)}: try later, or floor by floor')
 
-# %% ../nbs/16_items_api.ipynb #33012edb
+# %% ../nbs/16_items_api.ipynb #c2f49897
 def _told(found: Iterator[Page]) -> Iterator[tuple[Page, bool]]:
     "Each page, and whether it is the last of all; one that is followed by an error is not."
     page = next(found, None)
@@ -426,7 +426,7 @@ def _merge_page(conn: psycopg.Connection, page: Page, mark: tuple[str, date, dat
             raise psycopg.Rollback
     return changed
 
-
+# %% ../nbs/16_items_api.ipynb #285d4dc2
 def take_in(
     conn: psycopg.Connection,  # migrated
     client: Client,  # open
