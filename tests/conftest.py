@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from shop import open_shop
 from stores import PLACES
 
 from twotower import embedded
@@ -63,6 +64,13 @@ def database(server, request, monkeypatch):
     with connect(url) as conn:
         yield conn
     server.execute(f'DROP DATABASE {name} WITH (FORCE)')
+
+
+@pytest.fixture
+def shop():
+    "A shop with thirty videos; see shop.py."
+    with open_shop() as shop:
+        yield shop
 
 
 BOUNDARIES = ('replace', 'rename', 'link', 'symlink', 'unlink', 'mkdir', 'rmdir', 'fsync', 'sendfile')

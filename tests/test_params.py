@@ -14,7 +14,7 @@ from twotower.cli import KINDS, chain, declared, plan
 from twotower.core import PACKAGE
 
 PROJECT = PACKAGE.parent
-STAGES = sorted(p.stem for p in (PROJECT / 'nbs').glob('0[1-6]_*.ipynb'))
+STAGES = [*sorted(p.stem for p in (PROJECT / 'nbs').glob('0[1-6]_*.ipynb')), '22_daily']
 PROFILES = sorted(p.name for p in (PROJECT / 'params').iterdir() if p.is_dir())
 
 

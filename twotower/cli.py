@@ -244,7 +244,7 @@ def execute(
             render(target, target.with_suffix('.html'))
     return failure(content)
 
-# %% ../nbs/07_cli.ipynb #448932ea
+# %% ../nbs/07_cli.ipynb #c4902baa
 def _table_lines(frame) -> list[str]:
     from twotower.report import cell_texts
 
@@ -261,10 +261,13 @@ def _recommendations(run: Run, k: int) -> list[str]:
 
     from twotower.database import connect, recommend
 
-    user = pq.read_table(run.model / USER_EMBEDDINGS, columns=[USER])[USER][0].as_py()
+    users = pq.read_table(run.model / USER_EMBEDDINGS, columns=[USER])[USER][:1].to_pylist()
     with connect() as connection:
-        titles = recommend(connection, user, k)['title']
-    return ['', f'for {user}, from the database by SQL', *(f'  {i}. {title}' for i, title in enumerate(titles, 1)), '']
+        found = [(user, recommend(connection, user, k)['title']) for user in users]
+    lines = []
+    for user, titles in found:
+        lines += ['', f'for {user}, from the database by SQL', *(f'  {i}. {t}' for i, t in enumerate(titles, 1)), '']
+    return lines
 
 
 def _rows_line(summary: dict) -> str:
@@ -331,7 +334,24 @@ def _open(run_id: str | None, resume: bool) -> Run:
         raise SettingError(f'run {run.id} exists: go on with --from STAGE, or choose another --run-id')
     return run
 
-# %% ../nbs/07_cli.ipynb #0c0f5d42
+# %% ../nbs/07_cli.ipynb #e3ad2dbc
+class _Clock:
+    "The line of a stage: its name and how long it has been running."
+
+    def __init__(self, name: str, width: int):
+        self.name, self.width, self.started, self.live = name, width, time.monotonic(), sys.stdout.isatty()
+
+    def line(self) -> str:
+        return f'  {self.name:<{self.width}}  {time.monotonic() - self.started:6.1f} s'
+
+    def tick(self) -> None:
+        if self.live:
+            print(f'\r{self.line()}', end='', flush=True)
+
+    def end(self, error: str | None) -> None:
+        print(('\r' if self.live else '') + self.line() + ('  failed' if error else ''), flush=True)
+
+
 def run_chain(
     stages: list[Stage],  # from `plan`
     run: Run,  # where they work
@@ -339,26 +359,19 @@ def run_chain(
     "Run stages one after the other, up to the first that fails."
     from twotower.report import index_page
 
-    live, width = sys.stdout.isatty(), max(len(s.name) for s in stages)
+    width = max(len(stage.name) for stage in stages)
     for stage in stages:
-        started = time.monotonic()
-
-        def line(end: str = '', stage=stage, started=started) -> str:
-            return f'  {stage.name:<{width}}  {time.monotonic() - started:6.1f} s{end}'
-
-        def tick(line=line) -> None:
-            print(f'\r{line()}', end='', flush=True) if live else None
-
+        clock = _Clock(stage.name, width)
         try:
-            error = execute(stage, run, tick)
+            error = execute(stage, run, clock.tick)
         finally:
             index_page(run)
-        print(('\r' if live else '') + line('  failed' if error else ''), flush=True)
+        clock.end(error)
         if error:
             return stage.name, error
     return None
 
-
+# %% ../nbs/07_cli.ipynb #77658caf
 @app.command('run')
 def run_command(
     profile: Annotated[str, typer.Argument(help='A folder in params/: demo, ci, weekly, daily or your own.')],

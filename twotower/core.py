@@ -299,7 +299,7 @@ def installation(
     root = project_root()
     return Installation(**{k: root / v if fields[k].type is Path else v for k, v in found.items()})
 
-# %% ../nbs/00_core.ipynb #49339d63
+# %% ../nbs/00_core.ipynb #ed6bfff4
 def _names(*names: str, **kwargs):
     return Field(default=None, validation_alias=AliasChoices(*names), **kwargs)
 
@@ -327,6 +327,7 @@ class Environment(BaseSettings):
     fanza_api_affiliate_id: SecretStr | None = _names(
         'FANZA_API_AFFILIATE_ID', description='affiliate id for the item API, ends in -990 to -999'
     )
+    lookback_days: int | None = _names('SYNC_VIDEO_LOOKBACK_DAYS', description='days that the daily run looks back')
     fanza_link_affiliate_id: str | None = _names('FANZA_LINK_AFFILIATE_ID', description='affiliate id in public links')
 
 

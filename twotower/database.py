@@ -377,7 +377,7 @@ def _pairs(table: pa.Table, name: str) -> pa.Table:
         }
     )
 
-# %% ../nbs/14_database.ipynb #174631ff
+# %% ../nbs/14_database.ipynb #43442c3b
 _KNOWN = ', '.join(f'coalesce(new.{name}, old.{name})' for name in _PLAIN)
 _MERGE_VIDEOS = f"""
     WITH relisted AS (
@@ -402,8 +402,8 @@ _MERGE_VIDEOS = f"""
 """
 _MERGE_LINKS = """
     INSERT INTO public.{names} (name)
-    SELECT DISTINCT name FROM new_links WHERE name IS NOT NULL
-    EXCEPT SELECT name FROM public.{names}
+    SELECT DISTINCT name FROM new_links
+    WHERE name IS NOT NULL AND NOT EXISTS (SELECT FROM public.{names} WHERE name = new_links.name)
     ORDER BY name
     ON CONFLICT (name) DO NOTHING;
 
@@ -422,8 +422,9 @@ _MERGE_LINKS = """
         RETURNING link.video_id
     ), added AS (
         INSERT INTO public.{links} (video_id, {one}_id)
-        SELECT video_id, {one}_id FROM wanted WHERE {one}_id IS NOT NULL
-        EXCEPT SELECT video_id, {one}_id FROM public.{links}
+        SELECT video_id, {one}_id FROM wanted
+        WHERE {one}_id IS NOT NULL
+            AND NOT EXISTS (SELECT FROM public.{links} WHERE (video_id, {one}_id) = (wanted.video_id, wanted.{one}_id))
         ORDER BY 1, 2
         ON CONFLICT DO NOTHING
         RETURNING video_id
@@ -454,12 +455,16 @@ def save_videos(
             conn.execute(_named(_MERGE_LINKS.format(one=one, names=names, links=links)))
         return conn.execute('SELECT count(DISTINCT id) FROM touched').fetchone()[0]
 
-# %% ../nbs/14_database.ipynb #00f71adf
+# %% ../nbs/14_database.ipynb #ec172428
 _SELECT_VIDEOS = f"""
     SELECT id, {', '.join(_PLAIN)}, content_id, coalesce(t.n, 0), coalesce(p.n, 0)
     FROM chosen
-    LEFT JOIN (SELECT video_id, count(*) AS n FROM public.video_tags GROUP BY video_id) t ON t.video_id = id
-    LEFT JOIN (SELECT video_id, count(*) AS n FROM public.video_performers GROUP BY video_id) p ON p.video_id = id
+    LEFT JOIN (
+        SELECT video_id, count(*) AS n FROM chosen JOIN public.video_tags ON video_id = id GROUP BY video_id
+    ) t ON t.video_id = id
+    LEFT JOIN (
+        SELECT video_id, count(*) AS n FROM chosen JOIN public.video_performers ON video_id = id GROUP BY video_id
+    ) p ON p.video_id = id
     ORDER BY id
 """
 _SELECT_NAMES = """
@@ -493,30 +498,37 @@ def _read_videos(conn: psycopg.Connection, chosen: str, values: dict) -> pa.Tabl
 
 def load_videos(
     conn: psycopg.Connection,  # migrated
+    video_ids: list[str] | None = None,  # only these, by default all
 ) -> pa.Table:  # `VIDEOS`, by video_id
-    "The whole videos master."
+    "The videos master, or a part of it."
     check_schema(conn, CATALOGUE, 'read')
-    return _read_videos(conn, 'SELECT * FROM public.videos', {})
+    chosen = 'SELECT * FROM public.videos' + ('' if video_ids is None else ' WHERE id = ANY (%(ids)s::uuid[])')
+    return _read_videos(conn, chosen, {'ids': video_ids})
 
-# %% ../nbs/14_database.ipynb #e9dae2ce
+# %% ../nbs/14_database.ipynb #2b9f2901
+_MISSING = """
+    NOT EXISTS (SELECT FROM public.video_embeddings WHERE video_id = id AND model_version = %(version)s)
+"""
+
+
 def missing_videos(
     conn: psycopg.Connection,  # migrated
     model_version: str,  # the model that should have embedded them
     batch: int = 10_000,  # videos at a time
+    include_existing: bool = False,  # True: all videos
 ) -> Iterator[pa.Table]:  # `VIDEOS`, never empty
     "Videos without an embedding, or with one of another model."
     check_schema(conn, [*CATALOGUE, 'video_embeddings'], 'read')
-    after = '00000000-0000-0000-0000-000000000000'
-    chosen = """
-        SELECT * FROM public.videos video
-        WHERE video.id > %(after)s AND NOT EXISTS (
-            SELECT FROM public.video_embeddings WHERE video_id = video.id AND model_version = %(version)s
-        )
-        ORDER BY video.id LIMIT %(batch)s
-    """
-    while len(table := _read_videos(conn, chosen, {'after': after, 'version': model_version, 'batch': batch})):
-        yield table
-        after = table[VIDEO][-1].as_py()
+    chosen = f'id > %(after)s AND {"true" if include_existing else _MISSING}'
+    query = _named(f'SELECT id FROM public.videos WHERE {chosen} ORDER BY id LIMIT {batch}')
+    after, found = '00000000-0000-0000-0000-000000000000', [''] * batch
+    while len(found) == batch:
+        with transaction(conn, 'looking for videos without an embedding'):
+            values = {'after': after, 'version': model_version}
+            found = [str(row[0]) for row in conn.execute(query, values)]
+        if found:
+            yield load_videos(conn, found)
+            after = found[-1]
 
 # %% ../nbs/14_database.ipynb #7711d816
 _CANONICAL = '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'

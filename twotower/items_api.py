@@ -6,7 +6,7 @@
 __all__ = ['JST', 'SECOND', 'OVERLAP', 'PASSES', 'days_back', 'video', 'affiliate_link', 'Page', 'Client', 'read_page', 'pages',
            'take_in', 'open_client', 'sync']
 
-# %% ../nbs/16_items_api.ipynb #38171e52
+# %% ../nbs/16_items_api.ipynb #aacb18d3
 import json
 import random
 import re
@@ -25,8 +25,9 @@ import pyarrow as pa
 from pydantic import SecretStr
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
+from .changes import move_mark, taken_through
 from .core import OutsideError, SettingError, environment
-from .database import VIDEOS, save_videos
+from .database import VIDEOS, save_videos, transaction
 
 # %% ../nbs/16_items_api.ipynb #56518a2a
 JST = timezone(timedelta(hours=9), 'JST')
@@ -241,7 +242,7 @@ class Page:
     ids: list[str]  # content ids in the order of the list
     videos: pa.Table  # `VIDEOS`, each content id once
 
-# %% ../nbs/16_items_api.ipynb #dd0bde3a
+# %% ../nbs/16_items_api.ipynb #e8d37218
 @dataclass
 class Client:
     "How to ask the item API, and at what rate."
@@ -283,6 +284,10 @@ class Client:
     @property
     def host(self) -> str:
         return self._http.base_url.host
+
+    @property
+    def source(self) -> str:
+        return '/'.join(filter(None, [self.site, self.service, self.floor]))
 
 # %% ../nbs/16_items_api.ipynb #6e76a5b6
 def _judged(client: Client, response: httpx.Response) -> dict | OutsideError:
@@ -397,23 +402,51 @@ def pages(
     seen = f'has shown {len(known)}, in passes that do not agree,' if known else f'shows no more than {client.ceiling}'
     raise OutsideError(f'{client.host} {seen} of the entries of {_stamp(start)}: try later, or floor by floor')
 
-# %% ../nbs/16_items_api.ipynb #f79b9b0b
+# %% ../nbs/16_items_api.ipynb #c2f49897
+def _told(found: Iterator[Page]) -> Iterator[tuple[Page, bool]]:
+    "Each page, and whether it is the last of all; one that is followed by an error is not."
+    page = next(found, None)
+    while page:
+        try:
+            following = next(found, None)
+        except OutsideError:
+            yield page, False
+            raise
+        yield page, following is None
+        page = following
+
+
+def _merge_page(conn: psycopg.Connection, page: Page, mark: tuple[str, date, date] | None, dry_run: bool) -> int:
+    "Save a page, and move the mark with it; how many videos have changed."
+    with transaction(conn, 'taking videos in'):
+        changed = save_videos(conn, page.videos) if page.ids else 0
+        if mark:
+            move_mark(conn, *mark)
+        if dry_run:
+            raise psycopg.Rollback
+    return changed
+
+# %% ../nbs/16_items_api.ipynb #285d4dc2
 def take_in(
     conn: psycopg.Connection,  # migrated
     client: Client,  # open
     start: datetime,  # first second, with its time zone
     end: datetime,  # last second, not before `start`
+    source: str = '',  # whose mark to move; empty: none
+    dry_run: bool = False,  # True only counts
 ) -> dict:  # start, end (JST) and counts: windows, pages, requests, retries, items, changed
     "Merge everything that the shop lists from `start` to `end` into the videos, page by page."
     if _in_japan(start) > _in_japan(end):
         raise SettingError(f'the window begins at {_stamp(start)}, after its end at {_stamp(end)}')
     asked, again = client.requests, client.retries
-    items, windows, count, changed = set(), set(), 0, 0
-    for page in pages(client, start, end):
+    items, windows, days, count, changed = set(), set(), set(), 0, 0
+    for page, last in _told(pages(client, start, end)):
         count += 1
         windows.add((page.start, page.end))
         items |= set(page.ids)
-        changed += save_videos(conn, page.videos) if page.ids else 0
+        days |= set(page.videos['release_date'].drop_null().to_pylist())
+        mark = (source, _in_japan(start).date(), max(days)) if source and days and last else None
+        changed += _merge_page(conn, page, mark, dry_run)
     return {
         'start': _stamp(start),
         'end': _stamp(end),
@@ -425,7 +458,7 @@ def take_in(
         'changed': changed,  # videos that were new or different; one that changed twice counts twice
     }
 
-# %% ../nbs/16_items_api.ipynb #762bc995
+# %% ../nbs/16_items_api.ipynb #b770a1aa
 def open_client(
     **options,  # fields of `Client`, such as site, service, floor, interval
 ) -> Client:  # to be closed
@@ -443,9 +476,14 @@ def sync(
     start_date: str = '',  # YYYY-MM-DD in Japan, instead of looking back
     end_date: str = '',  # YYYY-MM-DD in Japan, inclusive, instead of today
     now: datetime | None = None,  # with its time zone; by default the moment of the call
+    dry_run: bool = False,  # True only counts
     **options,  # fields of `Client`
 ) -> dict:  # as of `take_in`
     "Take the newest videos in, or those of the given days."
     start, end = days_back(lookback_days, now or datetime.now(UTC), start_date, end_date)
     with open_client(**options) as client:
-        return take_in(conn, client, start, end)
+        known = taken_through(conn, client.source)
+        if not (start_date or end_date) and known:
+            start = min(start, datetime(known.year, known.month, known.day, tzinfo=JST))
+        source = client.source if known or not (start_date or end_date) else ''
+        return take_in(conn, client, start, end, source, dry_run)

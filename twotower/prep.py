@@ -324,7 +324,7 @@ def number_words(
         words[column] = pa.array(found['word'].to_pylist(), pa.string())
     return words
 
-# %% ../nbs/01_prep.ipynb #3dfe3490
+# %% ../nbs/01_prep.ipynb #8be1e3bf
 def _spelled(lists: pa.ChunkedArray, words: pa.Array) -> pa.ListArray:
     "Lists of numbers as lists of the words they stand for."
     lists = lists.combine_chunks()
@@ -337,6 +337,7 @@ def user_features(
     part: str = 'true',  # SQL: which users
     max_history: int = 1000,  # the newest of each kind to keep; 0 or less: all
     max_preferred: int = 20,  # the most frequent tags, performers and makers to keep
+    now: str = '',  # end of the 30 days, a moment in SQL; empty: the newest of the training part
 ) -> pa.Table:  # `USER_FEATURES`, one row for each user of the training part, by user_id
     "What training knows of its users."
     cut = f'[:{max_history}]' if max_history > 0 else ''
@@ -355,7 +356,7 @@ def user_features(
         for column, name in _PREFERRED.items()
     ]
     found = con.sql(f"""
-        WITH ended AS (SELECT max(created_at) AS ended FROM train),
+        WITH ended AS (SELECT {now or 'max(created_at)'} AS ended FROM train LIMIT 1),
         opinions AS (
             SELECT *, created_at > ended - to_hours(30 * 24) AS fresh
             FROM train, ended WHERE kind <> 'pseudo' AND {part}

@@ -1,0 +1,382 @@
+"The daily chain: what is new comes in once, and whatever happens on the way, the next run ends where an unhurt one would have."
+
+import itertools
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import psycopg
+import pytest
+from shop import KEYS, cut, half_json, hang, hang_up, item, refuse, status, text
+from toys import blessed_run, decide, rows_written, state, videos
+
+from twotower import embedded
+from twotower.changes import taken_through
+from twotower.core import OutsideError
+from twotower.daily import bring_model, take_new
+from twotower.database import connect, migrate, save_videos
+from twotower.embed import embed_live, reflect
+from twotower.items_api import sync
+from twotower.publish import activate, upload
+from twotower.runs import create_run
+from twotower.store import open_store
+
+NOW = datetime(2025, 3, 9, 18, 30, tzinfo=UTC)  # 3:30 on the 10th in Japan
+SWITCHES = SimpleNamespace(
+    **{'mode': 'full', 'skip_ingest': False, 'lookback_days': -1, 'start_date': '', 'end_date': '', 'dry_run': False},
+    **{'rows': 'missing', 'live_users': True, 'include_existing': False, 'min_interactions': 2, 'limit_users': 0},
+    batch=5,
+)
+SOURCE = 'FANZA/digital/videoa'
+
+
+@pytest.fixture(autouse=True)
+def keys(monkeypatch):
+    monkeypatch.setenv('FANZA_API_ID', KEYS['api_id'])
+    monkeypatch.setenv('FANZA_API_AFFILIATE_ID', KEYS['affiliate_id'])
+
+
+def prepare(conn) -> None:
+    "A catalogue of yesterday, all embedded, people with decisions, and a published model."
+    save_videos(conn, videos(range(12)))
+    trained = blessed_run(conn, 'trained')
+    upload(open_store(), trained)
+    activate(open_store(), trained.id)
+    reflect(conn, trained, dry_run=False)
+    decide(
+        conn, ('ann', 'c0', 'like', 1), ('ann', 'c1', 'like', 30), ('bob', 'c0', 'like', 2), ('bob', 'c5', 'like', 3)
+    )
+
+
+def take(conn, shop, **options):
+    options = {'interval': 0, 'timeout': 0.3, 'hits': 10, 'attempts': 3, 'sleep': lambda _: None} | options
+    return take_new(conn, SWITCHES, base_url=shop.url, now=NOW, **options)
+
+
+def day(conn, shop, home, **options) -> None:
+    "What the two stages of the chain do."
+    run = create_run('daily')
+    bring_model(run, home / 'outputs' / 'active')
+    take(conn, shop, **options)
+    live = embed_live(conn, run, SWITCHES, home / 'outputs' / 'live')
+    reflect(conn, run, 'missing', dry_run=False, live=live)
+
+
+def test_a_second_run_writes_nothing(database, shop, home):
+    prepare(database)
+    day(database, shop, home)
+    assert database.execute('SELECT count(*) FROM video_embeddings').fetchone() == (
+        24,
+    )  # twelve, and those of four days
+    assert database.execute('SELECT count(*) FROM user_embeddings').fetchone() == (2,)
+    written, folders = rows_written(database), sorted((home / 'outputs' / 'live').iterdir())
+    day(database, shop, home)
+    assert rows_written(database) == written
+    assert sorted((home / 'outputs' / 'live').iterdir()) == folders
+
+    shop.list(item(99, day=9))
+    decide(database, ('bob', 'c1', 'dislike', 4))
+    day(database, shop, home)
+    (new,) = set((home / 'outputs' / 'live').iterdir()) - set(folders)
+    assert database.execute('SELECT count(*) FROM video_embeddings').fetchone() == (25,)
+    assert '"videos": 1,\n  "users": 1,' in (new / 'summary.json').read_text()
+
+
+FILL = """
+    INSERT INTO videos (id, content_id, product_url, title)
+    SELECT gen_random_uuid(), 'old' || i, 'https://v.example/old' || i, 'old video ' || i FROM generate_series(1, 20000) i;
+    INSERT INTO video_tags SELECT videos.id, tags.id FROM videos, tags ON CONFLICT DO NOTHING;
+    INSERT INTO performers (name) SELECT 'performer ' || i FROM generate_series(1, 2000) i;
+    INSERT INTO video_performers SELECT videos.id, (SELECT id FROM performers LIMIT 1) FROM videos;
+    DROP INDEX video_embeddings_nearest;
+    INSERT INTO video_embeddings
+    SELECT id, array_fill(1, ARRAY[128])::halfvec(128), 'trained' FROM videos ON CONFLICT DO NOTHING
+"""
+
+
+def test_no_step_reads_the_whole_catalogue(database, shop, home):
+    prepare(database)
+    database.execute(FILL)
+    database.execute('VACUUM ANALYZE')
+    large = ['videos', 'video_tags', 'performers', 'video_performers', 'video_embeddings']
+
+    def rows_scanned():
+        database.execute('SELECT pg_stat_force_next_flush()')
+        query = 'SELECT relname, seq_tup_read FROM pg_stat_user_tables WHERE relname = ANY (%s)'
+        return dict(database.execute(query, [large]).fetchall())
+
+    before = rows_scanned()
+    day(database, shop, home)
+    assert database.execute('SELECT count(*) FROM video_embeddings').fetchone() == (20_024,)
+    after = rows_scanned()
+    read = {name: after[name] - before[name] for name in large}
+    assert max(read.values()) < 10, read  # to see that a table is not empty takes a row
+
+
+# Killed
+
+
+def deadly_statements(monkeypatch, n: int) -> None:
+    "Die before the n-th statement that is sent to the database, BEGIN and COMMIT included."
+    step = itertools.count(1)
+    for owner, name in [
+        (psycopg.Connection, 'execute'),
+        (psycopg.Cursor, 'copy'),
+        (psycopg.Connection, '_exec_command'),
+    ]:
+
+        def call(*args, real=getattr(owner, name), **kwargs):
+            if next(step) == n:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, call)
+
+
+def undo(conn) -> None:
+    "Back to what `prepare` made."
+    conn.execute("""
+        DELETE FROM videos WHERE content_id LIKE 'walk%';
+        DELETE FROM user_embeddings;
+        DELETE FROM twotower_live_users;
+        DELETE FROM twotower_taken_in
+    """)
+
+
+def died(work) -> bool:
+    "Do work in a fork; False if it ended by itself."
+    if (child := os.fork()) == 0:
+        try:
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    _, how = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(how) or os.WEXITSTATUS(how) == 0, 'the work failed before it was killed'
+    return os.WIFSIGNALED(how)
+
+
+@pytest.mark.fault(
+    'SIGKILL between the statements to the database in the daily chain', sees='nothing; the next run finishes'
+)
+def test_killed_between_statements(database, shop, home, monkeypatch):
+    shop.items = dict(itertools.islice(shop.items.items(), 4, 10))
+    prepare(database)
+    day(database, shop, home)
+    unhurt, step, deaths = state(database), 17, 0
+    for n in itertools.count(1, step):
+        undo(database)
+
+        def work(n=n):
+            deadly_statements(monkeypatch, n)
+            with connect() as conn:
+                day(conn, shop, home)
+
+        if not died(work):
+            break
+        hurt = state(database)
+        assert not (hurt['marks'] and len(hurt['videos']) < len(unhurt['videos']))  # the mark never runs ahead
+        assert len(hurt['known']) == len(hurt['user_embeddings'])
+        day(database, shop, home)
+        assert state(database) == unhurt
+        deaths += 1
+    assert deaths > 6
+
+
+@pytest.mark.fault(
+    'SIGKILL at any step on the disk in the daily chain', sees='nothing; the next run sweeps out what was left'
+)
+def test_killed_at_any_step_on_the_disk(database, home, killed_at):
+    prepare(database)
+    run, place = create_run('trained'), home / 'outputs' / 'live'
+    save_videos(database, videos(range(12, 20)))
+
+    def work():
+        with connect() as conn:
+            live = embed_live(conn, run, SWITCHES, place)
+            reflect(conn, run, 'missing', dry_run=False, live=live)
+
+    work()
+    unhurt = state(database)
+    for n in itertools.count(1):
+        database.execute(
+            "DELETE FROM user_embeddings; DELETE FROM video_embeddings WHERE video_id IN (SELECT id FROM videos WHERE title > 'video 15')"
+        )
+        if not killed_at(n, work):
+            break
+        assert not [p for p in place.iterdir() if p.name[0] != '.' and len(list(p.iterdir())) != 5]  # whole, or hidden
+        if n % 4 == 0:
+            work()
+            assert state(database) == unhurt
+            assert not list(place.glob('.*.tmp'))
+    work()
+    assert state(database) == unhurt
+    assert not list(place.glob('.*.tmp'))
+    assert n > 5
+
+
+# The database goes away
+
+
+@pytest.mark.fault(
+    'the database is restarted in the middle of the daily chain',
+    sees='terminating connection due to administrator command',
+)
+@pytest.mark.parametrize('when', ['video', 'user'])
+def test_the_database_is_restarted(shop, home, monkeypatch, when):
+    import twotower.embed
+
+    folder = Path(tempfile.mkdtemp())
+    url = embedded.start(folder, linger=2)
+    with connect(url) as conn:
+        migrate(conn)
+        prepare(conn)
+        before = state(conn)
+
+        def stop_first(*args, real=twotower.embed.save_embeddings):
+            if args[2] == f'{when}_id':
+                embedded.stop(folder)
+            return real(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(twotower.embed, 'save_embeddings', stop_first)
+            with pytest.raises(OutsideError, match=r'terminating connection|closed'):
+                day(conn, shop, home)
+    with connect(embedded.start(folder, linger=2)) as conn:
+        after = state(conn)
+        assert after['video_embeddings'] == before['video_embeddings']
+        assert after['user_embeddings'] == before['user_embeddings']
+        day(conn, shop, home)
+        assert len(state(conn)['video_embeddings']) == 24
+        assert len(state(conn)['known']) == len(state(conn)['user_embeddings']) == 2
+    embedded.stop(folder)
+
+
+# The shop has a bad day
+
+
+@pytest.mark.fault(
+    'the item API is busy, broken, silent or cut off for a while', sees='nothing; how often it was asked again'
+)
+@pytest.mark.parametrize(
+    'fault', [status(503), status(429, Retry_After='1'), hang, hang_up, cut, half_json, text(b'<h1>', 'text/html')]
+)
+def test_a_passing_fault_is_waited_out(database, shop, fault):
+    shop.next = [None, fault, fault]
+    counts = take(database, shop)
+    assert (counts['items'], counts['changed'], counts['retries']) == (12, 12, 2)
+    assert taken_through(database, SOURCE) == date(2025, 3, 10)
+
+
+@pytest.mark.fault('the item API refuses, or does not recover', sees='its host, its reason, and how often it was asked')
+@pytest.mark.parametrize(
+    'fault',
+    [status(500), status(429, Retry_After='9999'), cut, refuse(403, message='NO'), refuse(200, total_count='x')],
+)
+def test_a_lasting_fault_stops_the_chain_before_it_claims_anything(database, shop, fault):
+    shop.next = [None, *[fault] * 9]
+    with pytest.raises(OutsideError, match=r'127\.0\.0\.1'):
+        take(database, shop)
+    assert len(state(database)['videos']) == 10  # the first page is there
+    assert taken_through(database, SOURCE) is None  # but nothing is claimed
+    shop.next = []
+    assert take(database, shop)['changed'] == 2
+    assert taken_through(database, SOURCE) == date(2025, 3, 10)
+
+
+# Clocks
+
+
+def ask(database, shop, now, **options):
+    return sync(database, now=now, base_url=shop.url, interval=0, **options)
+
+
+@pytest.mark.fault(
+    'the clock of this machine was ahead for a run, or is set back', sees='nothing; a window that begins earlier'
+)
+@pytest.mark.parametrize('wrong', [timedelta(days=-400), timedelta(days=-5), timedelta(days=5), timedelta(days=400)])
+def test_a_wrong_clock_loses_nothing(database, shop, wrong):
+    shop.items = {key: one for key, one in shop.items.items() if one['date'] < '2025-03-06'}
+    ask(database, shop, NOW - timedelta(days=4))
+    assert taken_through(database, SOURCE) == date(2025, 3, 5)
+    ask(database, shop, NOW + wrong)
+    assert taken_through(database, SOURCE) == date(2025, 3, 5)
+    shop.list(*(item(100 + n, day=5 + n) for n in range(6)))
+    counts = ask(database, shop, NOW, lookback_days=0)
+    assert (counts['start'], counts['changed']) == ('2025-03-05T00:00:00', 6)
+
+
+@pytest.mark.fault(
+    'the daily job did not run for longer than it looks back', sees='a window that begins where the last run ended'
+)
+def test_a_pause_longer_than_the_window(database, shop):
+    ask(database, shop, NOW)
+    shop.list(*(item(100 + n, day=11 + n) for n in range(10)))
+    counts = ask(database, shop, NOW + timedelta(days=11), lookback_days=1)
+    assert (counts['start'], counts['changed']) == ('2025-03-10T00:00:00', 10)
+    assert taken_through(database, SOURCE) == date(2025, 3, 20)
+
+
+def test_days_by_name_move_the_mark_only_if_they_join_up(database, shop):
+    ask(database, shop, NOW, start_date='2025-03-01', end_date='2025-03-02')
+    assert taken_through(database, SOURCE) is None
+    ask(database, shop, NOW - timedelta(days=6))
+    assert taken_through(database, SOURCE) == date(2025, 3, 4)
+    ask(database, shop, NOW, start_date='2025-03-06', end_date='2025-03-07')
+    assert taken_through(database, SOURCE) == date(2025, 3, 4)
+    ask(database, shop, NOW, start_date='2025-03-04', end_date='2025-03-07')
+    assert taken_through(database, SOURCE) == date(2025, 3, 7)
+
+
+@pytest.mark.fault('two daily runs at the same time', sees='nothing; the second waits for the first')
+def test_two_at_once(database, shop, home):
+    prepare(database)
+    url, errors = os.environ['REMOTE_DATABASE_URL'], []
+
+    def one(n):
+        try:
+            with connect(url) as conn:
+                run = create_run(f'daily{n}')
+                bring_model(run, home / 'outputs' / 'active')
+                take(conn, shop)
+                live = embed_live(conn, run, SWITCHES, home / 'outputs' / 'live')
+                reflect(conn, run, 'missing', dry_run=False, live=live)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=one, args=[n]) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert len(state(database)['video_embeddings']) == 24
+    written = rows_written(database)
+    day(database, shop, home)
+    assert rows_written(database) == written
+
+
+# The command
+
+
+def test_the_command_runs_twice(database, home):
+    prepare(database)
+    command = ['twotower', 'run', 'daily', '-p', 'min_interactions=2']
+
+    def run(*more):
+        return subprocess.run([*command, *more], capture_output=True, text=True)
+
+    done = run('--run-id', 'b', '-p', 'mode=embeddings')
+    assert (done.returncode, done.stderr) == (0, '')
+    assert len(state(database)['known']) == 2
+    written = rows_written(database)
+    done = run('--run-id', 'c', '-p', 'skip_ingest=true', '-p', 'skip_fetch=true')
+    assert (done.returncode, done.stderr) == (0, '')
+    assert rows_written(database) == written
+    page = (home / 'outputs' / 'runs' / 'c' / 'reports' / '04_embed.html').read_text()
+    assert 'nothing is new' in page

@@ -1,0 +1,98 @@
+"A small model with random weights, which embeds as well as any other, and videos to embed."
+
+import hashlib
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+
+from twotower.core import EMBEDDING, ITEM_FEATURES, USER, USER_FEATURES, VIDEO, embeddings_schema, sha256, write_table
+from twotower.database import DECISIONS, VIDEOS, load_videos, save_decisions, save_profiles
+from twotower.features import encode, fit_encoding
+from twotower.model import TwoTower, export_onnx, onnx_embed, onnx_session
+from twotower.runs import META, MODEL_FILES, ONNX, PT, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, Run, create_run, write_json
+
+GENRES = ['Comedy', 'War', 'Drama', 'Western']
+
+
+def videos(numbers) -> pa.Table:
+    rows = [
+        dict.fromkeys(VIDEOS.names)
+        | {'content_id': f'c{i}', 'product_url': f'https://v.example/{i}', 'title': f'video {i}'}
+        | {'tags': [GENRES[i % 4]], 'performers': []}
+        for i in numbers
+    ]
+    return pa.Table.from_pylist(rows, VIDEOS)
+
+
+def decide(conn, *rows) -> None:
+    "Save decisions, each a user, the content id of a video, like or dislike or skip, and a day of January 2026."
+    ids = dict(conn.execute('SELECT content_id, id::text FROM videos').fetchall())
+    save_profiles(conn, {user for user, *_ in rows})
+    columns = zip(
+        *((user, ids[video], what, f'2026-01-{day:02}T00:00:00Z') for user, video, what, day in rows), strict=True
+    )
+    users, chosen, kinds, times = map(list, columns)
+    times = pa.array(times).cast(DECISIONS.field('created_at').type)
+    save_decisions(conn, pa.table([users, chosen, kinds, times], DECISIONS.names).cast(DECISIONS))
+
+
+@lru_cache
+def _exported(user_width: int, item_width: int) -> bytes:
+    "An ONNX file with random weights; to export one takes seconds."
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(TwoTower(user_width, item_width, hidden=8), Path(folder) / ONNX)
+        return (Path(folder) / ONNX).read_bytes()
+
+
+def blessed_run(conn, run_id: str) -> Run:
+    "A run whose model was trained, as it were, on the videos in the database, and has passed."
+    table = load_videos(conn)
+    zeros = pa.array([0] * len(table))
+    items = pa.table({n: table[n] if n in table.column_names else zeros for n in ITEM_FEATURES.names})
+    liked = table[VIDEO].slice(0, 9).to_pylist()
+    user = dict.fromkeys(USER_FEATURES.names) | {USER: 'u', 'recent_positive_video_ids': liked, 'like_count': 1}
+    users = pa.Table.from_pylist([user, user | {'like_count': 5, 'preferred_tag_ids': GENRES}], USER_FEATURES)
+    encoding = fit_encoding(items.cast(ITEM_FEATURES), users)
+    run = create_run(run_id)
+    run.model.mkdir()
+    write_json(run.model / META, {'encoding': encoding})
+    (run.model / ONNX).write_bytes(_exported(encoding['user']['width'], encoding['item']['width']))
+    (run.model / PT).write_text('weights')
+    matrix = encode(encoding, 'item', items)[0]
+    vectors = onnx_embed(onnx_session(run.model / ONNX), 'item', matrix)
+    known = pa.table({VIDEO: table[VIDEO], EMBEDDING: vectors.tolist()}, embeddings_schema(VIDEO))
+    write_table(run.model / VIDEO_EMBEDDINGS, known, embeddings_schema(VIDEO))
+    write_table(run.model / USER_EMBEDDINGS, embeddings_schema(USER).empty_table(), embeddings_schema(USER))
+    files = {name: sha256(run.model / name) for name in MODEL_FILES}
+    verdict = {'run_id': run.id, 'verdict': 'pass', 'n_users': 2, 'n_items': len(table)}
+    write_json(run.metrics, verdict | {'metrics': {'auc': 0.9}, 'baselines': {}, 'files': files})
+    return run
+
+
+TABLES = (
+    *('videos', 'tags', 'video_tags', 'performers', 'video_performers', 'profiles', 'user_video_decisions'),
+    *('user_embeddings', 'video_embeddings', 'twotower_live_users', 'twotower_taken_in'),
+)
+
+
+def rows_written(conn) -> str:
+    "Changes with any row that is written, even if it is written as it was."
+    found = [conn.execute(f'SELECT xmin::text, ctid::text, t::text FROM {t} t ORDER BY 3').fetchall() for t in TABLES]
+    return hashlib.sha256(repr(found).encode()).hexdigest()
+
+
+def state(conn) -> dict[str, list]:
+    "What the tables say, without the ids and times that are made up on the way."
+    queries = {
+        'videos': 'SELECT id, content_id, product_url, title, maker, source, release_date, duration, price FROM videos',
+        'tags': 'SELECT content_id, name FROM videos JOIN video_tags ON video_id = videos.id JOIN tags ON tag_id = tags.id',
+        'performers': """SELECT content_id, name FROM videos
+            JOIN video_performers ON video_id = videos.id JOIN performers ON performer_id = performers.id""",
+        'video_embeddings': 'SELECT video_id, embedding::text, model_version FROM video_embeddings',
+        'user_embeddings': 'SELECT user_id, embedding::text, model_version FROM user_embeddings',
+        'known': 'SELECT * FROM twotower_live_users',
+        'marks': 'SELECT * FROM twotower_taken_in',
+    }
+    return {name: sorted(map(str, conn.execute(query).fetchall())) for name, query in queries.items()}
