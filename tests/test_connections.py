@@ -1,4 +1,7 @@
-"The ways to a database, through a real PgBouncer: pooled as Supabase does it, with TLS and without."
+"""The ways to a database, through a real PgBouncer: pooled as Supabase does it, with TLS and without.
+
+The embedded PostgreSQL is built without TLS, so PgBouncer speaks it for the server, as Supabase's pooler does for Supabase.
+"""
 
 import os
 import pwd

@@ -500,6 +500,16 @@ def test_a_killed_upsert_leaves_what_was_there(filled):
 # Neighbours
 
 
+def in_sixteen_directions(names, seed=0, key=VIDEO):
+    "With some likeness to each other, as embeddings have; where all directions are alike nothing is near anything."
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((len(names), 16)) @ np.random.default_rng(9).standard_normal((16, 128))
+    values += 0.5 * rng.standard_normal(values.shape)
+    values = (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+    lists = pa.FixedSizeListArray.from_arrays(values.ravel(), 128)
+    return pa.table({key: names, EMBEDDING: lists}, embeddings_schema(key))
+
+
 def exact(table, taste, k):
     "The nearest by brute force, on the numbers as they are stored."
     halves = (
@@ -516,9 +526,9 @@ def test_the_index_is_used_and_finds_the_nearest(database):
         [[f't{i % 500}'] for i in range(n)],
     )
     save_videos(database, videos(n, release_date=days, tags=tags))
-    table = vectors(ids(n))
+    table = in_sixteen_directions(ids(n))
     save_embeddings(database, table, VIDEO, 'm1')
-    people = vectors([str(uuid.UUID(int=i)) for i in range(30)], seed=1, key=USER)
+    people = in_sixteen_directions([str(uuid.UUID(int=i)) for i in range(30)], seed=1, key=USER)
     save_embeddings(database, people, USER, 'm1')
     database.execute('ANALYZE')
     scans = "SELECT pg_stat_get_xact_numscans('video_embeddings_nearest'::regclass), pg_stat_get_xact_numscans('video_embeddings'::regclass)"

@@ -6,7 +6,7 @@
 __all__ = ['T', 'Address', 'without_password', 'addresses', 'advice', 'Connection', 'connect', 'target', 'describe',
            'transaction', 'retried']
 
-# %% ../nbs/21_connections.ipynb #c5ab6e71
+# %% ../nbs/21_connections.ipynb #edec35a3
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from typing import TypeVar
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
 from . import embedded
 from .core import Environment, OutsideError, SettingError, environment, installation, project_root
@@ -60,7 +60,8 @@ def without_password(
         )
     return db_url or None
 
-# %% ../nbs/21_connections.ipynb #53e18583
+# %% ../nbs/21_connections.ipynb #37c90b11
+_DIRECT, _POOLER = re.compile(r'db\.([a-z0-9]+)\.supabase\.co'), '.pooler.supabase.com'
 _MODES = ('disable', 'allow', 'prefer', 'require', 'verify-ca', 'verify-full')  # the later the stricter
 
 
@@ -97,9 +98,6 @@ def _tls(env: Environment, found: dict) -> dict:
 
 def _is_supabase(host: str) -> bool:
     return bool(_DIRECT.fullmatch(host)) or host.endswith(_POOLER)
-
-
-_DIRECT, _POOLER = re.compile(r'db\.([a-z0-9]+)\.supabase\.co'), '.pooler.supabase.com'
 
 # %% ../nbs/21_connections.ipynb #20e73f13
 def _project(env: Environment, found: dict) -> str:
@@ -288,7 +286,7 @@ def transaction(
         parts = [error.diag.message_primary or str(error), error.diag.message_detail, error.diag.message_hint]
         raise OutsideError(f'{place}: {what}: ' + '; '.join(p for p in parts if p)) from error
 
-# %% ../nbs/21_connections.ipynb #8992dde1
+# %% ../nbs/21_connections.ipynb #c8281655
 T = TypeVar('T')
 _PASSING = {
     '40001': 'serialization failure',
@@ -315,7 +313,7 @@ def retried(
         cause = getattr(error.__cause__, 'sqlstate', None)
         return isinstance(error, OutsideError) and (conn.closed or cause in _PASSING)
 
-    until, pause = stop_after_attempt(attempts), wait_exponential_jitter(initial=0.2, max=10, jitter=0.5)
+    until, pause = stop_after_attempt(attempts), wait_exponential(multiplier=0.2, max=10) + wait_random(0, 0.5)
     for attempt in Retrying(stop=until, wait=pause, retry=retry_if_exception(passes), reraise=True):
         with attempt:
             if conn.closed:
