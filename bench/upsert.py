@@ -2,7 +2,7 @@
 
     python bench/upsert.py [ROWS ...] [--index] [--pairs N]
 
-By hand means: the bytes of the binary COPY are ready before the clock starts, and nothing is checked, compared or counted.
+By hand means: the same Arrow table becomes the bytes of one binary COPY in a few lines of NumPy, and nothing is checked, compared or counted.
 `fill` is an empty table, `replace` the same rows with other vectors. With --index the table has its HNSW index: it is there from the
 start for the hand-written merge, and `save_embeddings` does what it does. The two take turns, the table is emptied between them.
 Seconds of the processor are those of this process and of the server's processes together.
@@ -36,23 +36,27 @@ MERGE = """
 """
 
 
-def rows(keys: list[uuid.UUID], seed: int) -> tuple[pa.Table, bytes]:
-    "Random unit vectors, as a table and as the bytes of a binary COPY."
+def rows(keys: list[uuid.UUID], seed: int) -> pa.Table:
+    "Random unit vectors."
     vectors = np.random.default_rng(seed).standard_normal((len(keys), DIMENSION), np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), DIMENSION)
-    packed = np.zeros(len(keys), ROW)
-    packed['n'], packed['a'], packed['b'], packed['dim'] = 2, 16, 4 + 2 * DIMENSION, DIMENSION
-    packed['id'] = np.frombuffer(b''.join(key.bytes for key in keys), np.uint8).reshape(-1, 16)
-    packed['v'] = vectors
-    head, tail = b'PGCOPY\n\xff\r\n\0' + bytes(8), b'\xff\xff'
-    return pa.table(
-        {VIDEO: [str(key) for key in keys], EMBEDDING: lists}, embeddings_schema(VIDEO)
-    ), head + packed.tobytes() + tail
+    return pa.table({VIDEO: [str(key) for key in keys], EMBEDDING: lists}, embeddings_schema(VIDEO))
 
 
-def by_hand(conn: psycopg.Connection, content: bytes, version: str) -> None:
+def packed(table: pa.Table) -> bytes:
+    "The bytes of a binary COPY."
+    out = np.zeros(len(table), ROW)
+    out['n'], out['a'], out['b'], out['dim'] = 2, 16, 4 + 2 * DIMENSION, DIMENSION
+    ids = bytes.fromhex(''.join(table[VIDEO].to_pylist()).replace('-', ''))
+    out['id'] = np.frombuffer(ids, np.uint8).reshape(-1, 16)
+    out['v'] = table[EMBEDDING].combine_chunks().flatten().to_numpy().reshape(-1, DIMENSION)
+    return b'PGCOPY\n\xff\r\n\0' + bytes(8) + out.tobytes() + b'\xff\xff'
+
+
+def by_hand(conn: psycopg.Connection, table: pa.Table, version: str) -> None:
     "What one would write without the library."
+    content = packed(table)
     with conn.transaction():
         conn.execute('CREATE TEMP TABLE by_hand (id uuid, embedding halfvec(128)) ON COMMIT DROP')
         with conn.cursor() as cursor, cursor.copy('COPY by_hand FROM STDIN (FORMAT binary)') as copy:
@@ -94,8 +98,8 @@ def measure(conn: psycopg.Connection, server: psutil.Process, n: int, index: boo
     keys = [key for (key,) in conn.execute('SELECT id FROM videos ORDER BY random()')]
     old, new = rows(keys, 0), rows(keys, 1)
     ways = {
-        'save_embeddings': lambda data, version: save_embeddings(conn, data[0], VIDEO, version),
-        'by hand': lambda data, version: by_hand(conn, data[1], version),
+        'save_embeddings': lambda data, version: save_embeddings(conn, data, VIDEO, version),
+        'by hand': lambda data, version: by_hand(conn, data, version),
     }
     taken: dict[tuple[str, str], list] = {}
     for pair in range(pairs):

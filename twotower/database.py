@@ -445,7 +445,7 @@ def missing_videos(
         yield table
         after = table[VIDEO][-1].as_py()
 
-# %% ../nbs/14_database.ipynb #7711d816
+# %% ../nbs/14_database.ipynb #b5469a74
 _CANONICAL = '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'
 _ROW = np.dtype(
     [
@@ -458,6 +458,7 @@ _ROW = np.dtype(
         ('vector', '>f2', DIMENSION),
     ]
 )
+_VECTORS = 1 << 13  # rows that are turned into bytes at a time: 2 MB, which the processor's cache holds
 
 
 def _uuid_bytes(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:  # uint8, (n, 16)
@@ -469,13 +470,13 @@ def _uuid_bytes(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:  # uint8, (n, 16
 
 
 def _copy_vectors(conn: psycopg.Connection, ids: np.ndarray, vectors: np.ndarray) -> None:
-    "Copy (n, 16) bytes of ids and (n, 128) halves into the temporary table `staged`."
+    "Copy (n, 16) bytes of ids and (n, 128) floats into the temporary table `staged`."
     conn.execute('DROP TABLE IF EXISTS pg_temp.staged')
     conn.execute(f'CREATE TEMP TABLE staged (id uuid, embedding halfvec({DIMENSION})) ON COMMIT DROP')
     with conn.cursor() as cursor, cursor.copy('COPY staged FROM STDIN (FORMAT binary)') as copy:
         copy.write(b'PGCOPY\n\xff\r\n\0' + bytes(8))
-        for start in range(0, len(ids), _ROWS):
-            part = slice(start, start + _ROWS)
+        for start in range(0, len(ids), _VECTORS):
+            part = slice(start, start + _VECTORS)
             rows = np.zeros(len(ids[part]), _ROW)
             rows['fields'], rows['dimension'] = 2, DIMENSION
             rows['id_bytes'], rows['vector_bytes'] = 16, 4 + 2 * DIMENSION
@@ -484,29 +485,28 @@ def _copy_vectors(conn: psycopg.Connection, ids: np.ndarray, vectors: np.ndarray
         copy.write(b'\xff\xff')
     conn.execute('ANALYZE staged (id)')
 
-# %% ../nbs/14_database.ipynb #263a84be
+# %% ../nbs/14_database.ipynb #3490047d
 def _offenders(ids: pa.ChunkedArray, wrong: np.ndarray, rule: str) -> None:
     if count := int(wrong.sum()):
         raise InputError(f'embeddings of {ids.filter(pa.array(wrong)).slice(0, 5).to_pylist()}: {rule} ({count} such)')
 
 
 def _checked_vectors(table: pa.Table, key: str) -> tuple[np.ndarray, np.ndarray]:
-    "The keys as bytes (n, 16) and the vectors as halves (n, 128)."
+    "The keys as bytes (n, 16) and the vectors as floats (n, 128) that fit into halves."
     table = conform(table, embeddings_schema(key), f'embeddings by {key}')
     ids, lists = table[key], table[EMBEDDING].combine_chunks()
     if ids.null_count:
         raise InputError(f'embeddings by {key}: {ids.null_count} rows have no {key}')
     _offenders(ids, lists.is_null().to_numpy(False), 'there is none')
     vectors = lists.flatten().to_numpy(False).reshape(-1, DIMENSION)
-    most = np.abs(vectors).max(1, initial=0)  # NaN where there is one
+    most = np.maximum(vectors.max(1, initial=0), -vectors.min(1, initial=0))  # NaN where there is one
     _offenders(ids, ~np.isfinite(most), 'all numbers must be finite, and there is a NaN or an infinity')
     _offenders(ids, most > 65504, 'numbers must be within ±65504, the range of halfvec')
-    halves = vectors.astype(np.float16)
     _offenders(ids, most.astype(np.float16) == 0, 'a vector of zeros has no direction')
     keys = _uuid_bytes(ids)
     _, place, counts = np.unique(keys.view('V16').ravel(), return_inverse=True, return_counts=True)
     _offenders(ids, counts[place] > 1, 'the same key more than once')
-    return keys, halves
+    return keys, vectors
 
 # %% ../nbs/14_database.ipynb #b3f7c189
 _REFERENCES = """
@@ -547,11 +547,13 @@ def _take_out_few(conn: psycopg.Connection, least: int) -> int:
     "Take out users with fewer than `least` likes: how many."
     return conn.execute(_TAKE_OUT.format(condition=_named(_FEW)), [least]).fetchone()[0]
 
-# %% ../nbs/14_database.ipynb #478f713f
+# %% ../nbs/14_database.ipynb #e0a58ed5
 _CHANGED = """
     FROM staged new LEFT JOIN {table} old ON old.{key} = new.id
     WHERE old.{key} IS NULL OR (old.model_version, old.embedding) IS DISTINCT FROM (%(version)s, new.embedding)
 """
+_ALL = 'FROM staged new'
+_KNOWN_MODEL = 'SELECT EXISTS (SELECT FROM {table} WHERE model_version = %(version)s)'
 _COUNT = 'SELECT old.{key} IS NULL AS is_new, count(*) {changed} GROUP BY is_new'
 _MERGE = """
     WITH written AS (
@@ -591,7 +593,7 @@ def _built_at_once(conn: psycopg.Connection, table: str) -> Iterator[None]:
     for _, definition in indexes:
         conn.execute(definition)
 
-# %% ../nbs/14_database.ipynb #caad5c2a
+# %% ../nbs/14_database.ipynb #52e723ae
 def save_embeddings(
     conn: Connection,  # migrated
     table: pa.Table,  # `embeddings_schema(key)`; ids that are no UUID go as `as_uuid`
@@ -602,7 +604,7 @@ def save_embeddings(
     strict: bool = False,  # True refuses all of them if one is missing
 ) -> dict[str, int | list[str]]:  # rows = inserted + updated + unchanged + missing + few; missing_ids: the first five
     "Merge embeddings by key, all or none, again after a lost connection; rows that are already so are not written."
-    ids, halves = _checked_vectors(table, key)
+    ids, numbers = _checked_vectors(table, key)
     standard = {USER: 'user_embeddings', VIDEO: 'video_embeddings'}[key]
     name = _table(standard)
 
@@ -610,17 +612,19 @@ def save_embeddings(
         check_schema(conn, [standard], 'write')
         _lock(conn, name)
         _find_vector(conn)
-        conn.execute("SET LOCAL work_mem = '64MB'")  # the join and the sort of 100,000 rows stay in memory
-        _copy_vectors(conn, ids, halves)
+        # the join and the sort of 100,000 rows stay in memory; ids need no fine statistics
+        conn.execute("SET LOCAL work_mem = '64MB'; SET LOCAL default_statistics_target = 10")
+        _copy_vectors(conn, ids, numbers)
         missing, first = _take_out_missing(conn, name, key)
         first = [table[key][_position(ids, found)].as_py() for found in first]
         if strict and missing:
             raise InputError(f'{name}: {key} {first} refer to nothing ({missing} such)')
         few = _take_out_few(conn, min_user_interactions) if key == USER and min_user_interactions > 0 else 0
-        names = {'table': name, 'key': key, 'changed': _CHANGED.format(table=name, key=key)}
+        names, values = {'table': name, 'key': key}, {'version': model_version}
+        compare = dry_run or conn.execute(_KNOWN_MODEL.format(**names), values).fetchone()[0]
+        names['changed'] = (_CHANGED if compare else _ALL).format(**names)
         with nullcontext() if dry_run else _built_at_once(conn, name):
-            written = conn.execute((_COUNT if dry_run else _MERGE).format(**names), {'version': model_version})
-            counts = dict(written.fetchall())
+            counts = dict(conn.execute((_COUNT if dry_run else _MERGE).format(**names), values).fetchall())
         counts = {'inserted': counts.get(True, 0), 'updated': counts.get(False, 0), 'missing': missing, 'few': few}
         return {'rows': len(ids), **counts, 'unchanged': len(ids) - sum(counts.values()), 'missing_ids': first}
 
