@@ -508,7 +508,7 @@ def _checked_vectors(table: pa.Table, key: str) -> tuple[np.ndarray, np.ndarray]
     _offenders(ids, counts[place] > 1, 'the same key more than once')
     return keys, vectors
 
-# %% ../nbs/14_database.ipynb #b3f7c189
+# %% ../nbs/14_database.ipynb #6d367880
 _REFERENCES = """
     SELECT format('%%I.%%I', nspname, relname), theirs.attname
     FROM pg_constraint
@@ -525,7 +525,7 @@ _TAKE_OUT = """
 _FEW = """
     (
         SELECT count(*) FROM public.user_video_decisions liked
-        WHERE liked.user_id = new.id AND liked.decision_type::text = 'like'
+        WHERE liked.user_id = new.id AND lower(liked.decision_type::text) = 'like'
     ) < %s
 """
 
