@@ -7,6 +7,10 @@ import sys
 import time
 import traceback
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
 
 import numpy as np
 import psycopg
@@ -38,6 +42,7 @@ from twotower.database import (
     migrate,
     missing_videos,
     recommend,
+    retried,
     save_decisions,
     save_embeddings,
     save_profiles,
@@ -139,6 +144,9 @@ def test_like_supabase(server, empty_database):
     server.execute('DROP OWNED BY company CASCADE; DROP ROLE company')
 
 
+@pytest.mark.fault(
+    'a column of another dimension or type', sees='table, column, its type, the right one, and how to get it'
+)
 @pytest.mark.parametrize('kind', ['vector(128)', 'halfvec(256)', 'halfvec', 'real[]'])
 def test_another_column_type_is_seen_before_anything_is_written(empty_database, kind):
     with connect(empty_database) as conn:
@@ -302,9 +310,38 @@ def test_users_and_videos_change_together(filled):
         assert filled.execute(f'SELECT DISTINCT model_version FROM {table}').fetchall() == [('m1',)]
 
 
-def test_videos_that_left_the_catalogue_are_counted(filled):
-    counts = save_embeddings(filled, vectors([*ids(20), str(uuid.uuid4())]), VIDEO, 'm1')
-    assert counts == {'rows': 21, 'inserted': 0, 'updated': 0, 'unchanged': 20, 'missing': 1}
+def test_videos_that_left_the_catalogue_are_counted_and_named(filled):
+    gone = sorted(str(uuid.uuid4()) for _ in range(7))
+    table = vectors([*ids(20), *gone])
+    counts = save_embeddings(filled, table, VIDEO, 'm1')
+    assert counts == dict(rows=27, inserted=0, updated=0, missing=7, few=0, unchanged=20, missing_ids=gone[:5])
+    before = contents(filled, 'video_embeddings')
+    with pytest.raises(InputError, match=r'refer to nothing \(7 such\)') as error:
+        save_embeddings(filled, table, VIDEO, 'm2', strict=True)
+    assert gone[0] in str(error.value)
+    assert contents(filled, 'video_embeddings') == before
+
+
+def test_users_whom_a_foreign_key_refuses_are_counted_and_the_others_written(filled):
+    filled.execute('ALTER TABLE user_embeddings ADD FOREIGN KEY (user_id) REFERENCES profiles')
+    counts = save_embeddings(filled, vectors([ANN, 'reviewer 7'], seed=9, key=USER), USER, 'm2')
+    assert (counts['updated'], counts['missing'], counts['missing_ids']) == (1, 1, ['reviewer 7'])
+
+
+def test_users_with_few_likes_are_left_out(filled):
+    likes = {
+        USER: [ANN, ANN, BEN, BEN],
+        VIDEO: ids(2) * 2,
+        DECISION: ['like', 'like', 'like', 'skip'],
+        TIME: [None] * 4,
+    }
+    save_decisions(filled, pa.table(likes, DECISIONS))
+    table = vectors([ANN, BEN], seed=9, key=USER)
+    for dry_run in (True, False):
+        counts = save_embeddings(filled, table, USER, 'm2', dry_run, min_user_interactions=2)
+        assert (counts['updated'], counts['few']) == (1, 1)
+    versions = filled.execute('SELECT user_id::text, model_version FROM user_embeddings ORDER BY 1').fetchall()
+    assert versions == [(ANN, 'm2'), (BEN, 'm1')]
 
 
 def test_missing_videos_are_those_without_and_those_of_another_model(filled):
@@ -314,23 +351,209 @@ def test_missing_videos_are_those_without_and_those_of_another_model(filled):
     assert sorted(found) == sorted(set(ids(22)) - set(ids(5)))
 
 
+# Faults in the middle
+
+
+def row_locked(conn):
+    "A transaction that holds the row which a merge comes to after others, so that it stops halfway."
+    blocker = connect(conninfo(conn))
+    blocker.execute('BEGIN')
+    blocker.execute('SELECT FROM video_embeddings ORDER BY video_id DESC LIMIT 1 FOR UPDATE')
+    return blocker
+
+
+def conninfo(conn):
+    return psycopg.conninfo.make_conninfo(conn.info.dsn)
+
+
+def waiting(conn, pid=None):
+    "The session that waits for a lock, as soon as there is one."
+    query = (
+        "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database() AND pid <> %s"
+    )
+    for _ in range(200):
+        if found := conn.execute(query, [pid or 0]).fetchone():
+            return found[0]
+        time.sleep(0.05)
+    raise AssertionError('nobody came to wait')
+
+
+@contextmanager
+def halfway(work, conn):
+    "Do work in a thread until it waits for a lock; yields what stops it, its session, and its result to come."
+    blocker = row_locked(conn)
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(work)
+        try:
+            yield blocker, waiting(blocker), result
+        finally:
+            blocker.close()
+
+
+def versions(conn):
+    return conn.execute('SELECT model_version, count(*) FROM video_embeddings GROUP BY 1 ORDER BY 1').fetchall()
+
+
+@pytest.mark.fault('connection lost in the middle of an upsert', sees='nothing: it is done again on a new connection')
+def test_an_upsert_survives_the_loss_of_its_connection(filled):
+    with (
+        connect(conninfo(filled)) as conn,
+        halfway(lambda: save_embeddings(conn, vectors(ids(20), seed=3), VIDEO, 'm2'), filled) as (_, pid, result),
+    ):
+        filled.execute('SELECT pg_terminate_backend(%s)', [pid])
+        assert versions(filled) == [('m1', 20)]
+    assert result.result(60)['updated'] == 20
+    assert versions(filled) == [('m2', 20)]
+
+
+@pytest.mark.fault(
+    'database restarted, or crashed, in the middle of an upsert',
+    sees='nothing: it is done again as soon as the server is back',
+)
+@pytest.mark.parametrize('how', ['stopped', 'crashed'])
+def test_an_upsert_survives_a_restart_of_the_server(tmp_path, how):
+    with connect(embedded.start(tmp_path, linger=5)) as conn, connect(embedded.start(tmp_path)) as other:
+        migrate(conn)
+        save_videos(conn, videos(20))
+        save_embeddings(conn, vectors(ids(20)), VIDEO, 'm1')
+        with halfway(lambda: save_embeddings(conn, vectors(ids(20), seed=3), VIDEO, 'm2'), other) as (
+            _,
+            pid,
+            result,
+        ):
+            if how == 'stopped':
+                embedded.stop(tmp_path)
+                time.sleep(0.5)
+                embedded.start(tmp_path, linger=5)
+            else:
+                os.kill(pid, signal.SIGKILL)  # the server ends all its sessions and recovers
+        assert result.result(60)['updated'] == 20
+        assert versions(conn) == [('m2', 20)]
+    embedded.stop(tmp_path)
+
+
+@pytest.mark.fault('deadlock with another program', sees='nothing: the upsert is done again')
+def test_an_upsert_survives_a_deadlock(filled):
+    first = filled.execute('SELECT video_id FROM video_embeddings ORDER BY 1').fetchone()[0]
+    with (
+        connect(conninfo(filled)) as conn,
+        halfway(lambda: save_embeddings(conn, vectors(ids(20), seed=3), VIDEO, 'm2'), filled) as (blocker, pid, result),
+    ):
+        blocker.execute("SET LOCAL deadlock_timeout = '1min'")  # so that it is not the one to give way
+        blocker.execute('UPDATE video_embeddings SET updated_at = now() WHERE video_id = %s', [first])
+        assert conn.info.backend_pid == pid  # the same session,
+        assert versions(filled) == [('m1', 20)]  # and nothing of its first attempt
+        blocker.execute('COMMIT')
+    assert result.result(60)['updated'] == 20
+    assert versions(filled) == [('m2', 20)]
+
+
+@pytest.mark.fault('two upserts at once, in opposite orders', sees='nothing: one waits for the other')
+def test_two_upserts_at_once_take_turns(filled):
+    def save(version, order):
+        with connect(conninfo(filled)) as conn:
+            return [save_embeddings(conn, vectors(ids(20)[::order], seed=i), VIDEO, version) for i in range(5)]
+
+    with ThreadPoolExecutor() as pool:
+        done = [*pool.map(save, ['m2', 'm3'], [1, -1])]
+    assert [[one['updated'] for one in some] for some in done] == [[20] * 5] * 2
+    assert len(versions(filled)) == 1
+
+
+def test_what_keeps_failing_is_given_up(filled):
+    calls = []
+
+    def fail():
+        calls.append(1)
+        filled.execute("DO $$ BEGIN RAISE EXCEPTION 'busy' USING ERRCODE = '40001'; END $$")
+
+    with pytest.raises(OutsideError, match='trying: busy'):
+        retried(filled, 'trying', fail, attempts=3)
+    assert len(calls) == 3
+    with pytest.raises(OutsideError, match='trying: division by zero'):
+        retried(filled, 'trying', lambda: calls.append(1) or filled.execute('SELECT 1 / 0'))
+    assert len(calls) == 4  # that would be so every time
+
+
+UPSERT = """
+import sys
+from test_database import connect, ids, save_embeddings, vectors, VIDEO
+with connect(sys.argv[1]) as conn:
+    save_embeddings(conn, vectors(ids(20), seed=3), VIDEO, 'm2')
+"""
+
+
+@pytest.mark.fault('SIGKILL in the middle of an upsert', sees='the state before; a repetition does it')
+def test_a_killed_upsert_leaves_what_was_there(filled):
+    before, blocker = contents(filled, 'video_embeddings'), row_locked(filled)
+    child = subprocess.Popen([sys.executable, '-c', UPSERT, conninfo(filled)], cwd=Path(__file__).parent)
+    pid = waiting(filled)
+    child.kill()
+    child.wait()
+    blocker.close()
+    while filled.execute('SELECT FROM pg_stat_activity WHERE pid = %s', [pid]).fetchone():
+        time.sleep(0.02)
+    assert contents(filled, 'video_embeddings') == before
+    assert save_embeddings(filled, vectors(ids(20), seed=3), VIDEO, 'm2')['updated'] == 20
+
+
 # Neighbours
 
 
-def test_the_index_is_used(database):
-    n = 6000  # enough for the index to be the cheaper way
-    save_videos(database, videos(n))
-    save_embeddings(database, vectors(ids(n)), VIDEO, 'm1')
-    save_profiles(database, [ANN])
-    save_embeddings(database, vectors([ANN], key=USER), USER, 'm1')
+def in_sixteen_directions(names, seed=0, key=VIDEO):
+    "With some likeness to each other, as embeddings have; where all directions are alike nothing is near anything."
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((len(names), 16)) @ np.random.default_rng(9).standard_normal((16, 128))
+    values += 0.5 * rng.standard_normal(values.shape)
+    values = (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+    lists = pa.FixedSizeListArray.from_arrays(values.ravel(), 128)
+    return pa.table({key: names, EMBEDDING: lists}, embeddings_schema(key))
+
+
+def exact(table, taste, k):
+    "The nearest by brute force, on the numbers as they are stored."
+    halves = (
+        table[EMBEDDING].combine_chunks().flatten().to_numpy().astype(np.float16).astype(np.float32).reshape(-1, 128)
+    )
+    scores = halves @ taste.astype(np.float16).astype(np.float32) / np.linalg.norm(halves, axis=1)
+    return [table[VIDEO][int(i)].as_py() for i in np.argsort(-scores)[:k]]
+
+
+def test_the_index_is_used_and_finds_the_nearest(database):
+    n = 10_500  # more than what is compared one by one
+    days, tags = (
+        pa.array([i % 9000 for i in range(n)], pa.int32()).cast(pa.date32()),
+        [[f't{i % 500}'] for i in range(n)],
+    )
+    save_videos(database, videos(n, release_date=days, tags=tags))
+    table = in_sixteen_directions(ids(n))
+    save_embeddings(database, table, VIDEO, 'm1')
+    people = in_sixteen_directions([str(uuid.UUID(int=i)) for i in range(30)], seed=1, key=USER)
+    save_embeddings(database, people, USER, 'm1')
     database.execute('ANALYZE')
     scans = "SELECT pg_stat_get_xact_numscans('video_embeddings_nearest'::regclass), pg_stat_get_xact_numscans('video_embeddings'::regclass)"
-    for ask, name in [(recommend, ANN), (similar, ids(1)[0])]:
+
+    def scanned(ask, *values, **filters):
         with database.transaction():
             before = database.execute(scans).fetchone()
-            assert len(ask(database, name, 20)) == 20
+            found = ask(database, *values, **filters)[VIDEO].tolist()
             after = database.execute(scans).fetchone()
-        assert (after[0] - before[0], after[1] - before[1]) == (1, 0)  # one scan of the index, none of the table
+        return found, (after[0] - before[0], after[1] - before[1])
+
+    ann, taste = people[USER][0].as_py(), np.array(people[EMBEDDING][0].as_py(), np.float32)
+    for ask, name in [(recommend, ann), (similar, ids(1)[0])]:
+        found, scan = scanned(ask, name, 20)
+        assert (len(found), scan) == (20, (1, 0))  # one scan of the index, none of the table
+    assert scanned(recommend, ann, 20, released_from=date(1970, 1, 1))[1] == (1, 0)  # nearly all, by the index as well
+    found, scan = scanned(recommend, ann, 20, tags=['t7', 'none'])  # one in 500: compared one by one
+    assert (found, scan) == (exact(table.filter([i % 500 == 7 for i in range(n)]), taste, 20), (0, 0))
+    some = [0 <= i % 9000 < 3 for i in range(n)]
+    found, _ = scanned(recommend, ann, 20, released_to=date(1970, 1, 3))
+    assert found == exact(table.filter(some), taste, 20)
+    hits = 0
+    for name, vector in zip(people[USER].to_pylist(), people[EMBEDDING].to_pylist(), strict=True):
+        hits += len({*recommend(database, name, 20)[VIDEO]} & {*exact(table, np.array(vector, np.float32), 20)})
+    assert hits / 20 / 30 >= 0.95
 
     plan = database.execute("""
         EXPLAIN SELECT video_id FROM video_embeddings
@@ -406,6 +629,29 @@ def test_functions_give_each_role_its_own(filled):
     assert seen(filled, 'authenticated', ask, BEN) == 0
     assert seen(filled, 'service_role', ask) == 5
     assert seen(filled, 'anon', f"SELECT count(*) FROM similar_videos('{ids(1)[0]}', 5)") == 5
+
+
+def test_a_visitor_logs_in_as_the_product_does_and_sees_what_the_role_may(filled, server):
+    "As PostgREST does it: one login without rights of its own, that takes the role of whoever asks."
+    name = f'authenticator_{filled.info.dbname}'
+    server.execute(f'CREATE ROLE {name} LOGIN NOINHERIT; GRANT anon, authenticated, service_role TO {name}')
+    similar_to, own = f"similar_videos('{ids(1)[0]}', 5)", f"recommend_videos('{ANN}', 5)"
+    with connect(psycopg.conninfo.make_conninfo(conninfo(filled), user=name)) as conn:
+
+        def count(role, what, user=None):
+            return seen(conn, role, f'SELECT count(*) FROM {what}', user)
+
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            conn.execute('SELECT FROM videos')
+        assert [count('anon', what) for what in ('videos', similar_to)] == [20, 5]
+        for what in ('profiles', 'user_embeddings', 'user_video_decisions', 'twotower_migrations', own):
+            assert count('anon', what) == 'denied'
+        assert [count('authenticated', what, ANN) for what in ('profiles', 'user_embeddings', own)] == [1, 1, 5]
+        assert [count('authenticated', what, BEN) for what in ('profiles', 'user_embeddings', own)] == [1, 1, 0]
+        assert count('authenticated', f"recommend_videos('{BEN}', 5, ARRAY['t'], '2020-01-01')", BEN) == 0
+        assert [count('service_role', what) for what in ('profiles', 'user_embeddings', own)] == [2, 2, 5]
+        assert count('authenticated', 'twotower_migrations', ANN) == 'denied'
+    server.execute(f'DROP ROLE {name}')
 
 
 def test_nobody_writes_but_the_service(filled):

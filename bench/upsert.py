@@ -1,0 +1,143 @@
+"""Rows a second of `save_embeddings` against COPY and merge written by hand, into the same table.
+
+    python bench/upsert.py [ROWS ...] [--index] [--pairs N]
+
+By hand means: the same Arrow table becomes the bytes of one binary COPY in a few lines of NumPy, and nothing is checked, compared or counted.
+`fill` is an empty table, `replace` the same rows with other vectors. With --index the table has its HNSW index: it is there from the
+start for the hand-written merge, and `save_embeddings` does what it does. The two take turns, the table is emptied between them.
+Seconds of the processor are those of this process and of the server's processes together.
+Makes its own embedded PostgreSQL in a temporary folder and throws it away.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import numpy as np
+import psutil
+import psycopg
+import pyarrow as pa
+
+from twotower import database, embedded
+from twotower.core import DIMENSION, EMBEDDING, VIDEO, embeddings_schema
+from twotower.database import connect, migrate, save_embeddings
+
+ROW = np.dtype(
+    [('n', '>i2'), ('a', '>i4'), ('id', 'u1', 16), ('b', '>i4'), ('dim', '>i2'), ('zero', '>i2'), ('v', '>f2', DIMENSION)]
+)  # fmt: skip
+MERGE = """
+    INSERT INTO video_embeddings (video_id, embedding, model_version, updated_at)
+    SELECT id, embedding, %s, now() FROM by_hand ORDER BY id
+    ON CONFLICT (video_id) DO UPDATE
+    SET embedding = excluded.embedding, model_version = excluded.model_version, updated_at = excluded.updated_at
+"""
+
+
+def rows(keys: list[uuid.UUID], seed: int) -> pa.Table:
+    "Random unit vectors."
+    vectors = np.random.default_rng(seed).standard_normal((len(keys), DIMENSION), np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), DIMENSION)
+    return pa.table({VIDEO: [str(key) for key in keys], EMBEDDING: lists}, embeddings_schema(VIDEO))
+
+
+def packed(table: pa.Table) -> bytes:
+    "The bytes of a binary COPY."
+    out = np.zeros(len(table), ROW)
+    out['n'], out['a'], out['b'], out['dim'] = 2, 16, 4 + 2 * DIMENSION, DIMENSION
+    ids = bytes.fromhex(''.join(table[VIDEO].to_pylist()).replace('-', ''))
+    out['id'] = np.frombuffer(ids, np.uint8).reshape(-1, 16)
+    out['v'] = table[EMBEDDING].combine_chunks().flatten().to_numpy().reshape(-1, DIMENSION)
+    return b'PGCOPY\n\xff\r\n\0' + bytes(8) + out.tobytes() + b'\xff\xff'
+
+
+def by_hand(conn: psycopg.Connection, table: pa.Table, version: str) -> None:
+    "What one would write without the library."
+    content = packed(table)
+    with conn.transaction():
+        conn.execute('CREATE TEMP TABLE by_hand (id uuid, embedding halfvec(128)) ON COMMIT DROP')
+        with conn.cursor() as cursor, cursor.copy('COPY by_hand FROM STDIN (FORMAT binary)') as copy:
+            for start in range(0, len(content), 1 << 24):
+                copy.write(content[start : start + (1 << 24)])
+        conn.execute(MERGE, [version])
+
+
+def cpu(server: psutil.Process) -> float:
+    "Seconds of the processor, of us and of the server; its processes that have ended are counted by their parent."
+    total = sum(psutil.Process().cpu_times()[:2]) + sum(server.cpu_times()[:4])
+    for child in server.children():
+        try:
+            total += sum(child.cpu_times()[:2])
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def timed(server: psutil.Process, work) -> tuple[float, float]:
+    "Wall seconds and seconds of the processor."
+    wall, used = time.perf_counter(), cpu(server)
+    work()
+    return time.perf_counter() - wall, cpu(server) - used
+
+
+def measure(conn: psycopg.Connection, server: psutil.Process, n: int, index: bool, pairs: int) -> None:
+    "One size, with or without the index."
+    conn.execute('TRUNCATE videos CASCADE')
+    conn.execute(f"""
+        INSERT INTO videos (id, content_id, product_url) SELECT gen_random_uuid(), i, i FROM generate_series(1, {n}) i;
+        ANALYZE videos
+    """)
+    conn.execute('DROP INDEX IF EXISTS video_embeddings_nearest')
+    if index:
+        conn.execute(
+            'CREATE INDEX video_embeddings_nearest ON video_embeddings USING hnsw (embedding halfvec_cosine_ops)'
+        )
+    keys = [key for (key,) in conn.execute('SELECT id FROM videos ORDER BY random()')]
+    old, new = rows(keys, 0), rows(keys, 1)
+    ways = {
+        'save_embeddings': lambda data, version: save_embeddings(conn, data, VIDEO, version),
+        'by hand': lambda data, version: by_hand(conn, data, version),
+    }
+    taken: dict[tuple[str, str], list] = {}
+    for pair in range(pairs):
+        for name in list(ways)[:: 1 if pair % 2 else -1]:
+            conn.execute('TRUNCATE video_embeddings')
+            conn.execute('CHECKPOINT')
+            for step, data in (('fill', old), ('replace', new)):
+                taken.setdefault((step, name), []).append(timed(server, lambda d=data, s=step, w=ways[name]: w(d, s)))
+    for step in ('fill', 'replace'):
+        wall, used = ({name: statistics.median(t[i] for t in taken[step, name]) for name in ways} for i in (0, 1))
+        ours, hand = wall.values()
+        share = statistics.median(h[0] / o[0] for o, h in zip(*(taken[step, name] for name in ways), strict=True))
+        cells = [f'{n:,}', 'HNSW' if index else 'none', step, f'{n / ours:,.0f}', f'{n / hand:,.0f}', f'{share:.0%}']
+        cells += [f'{ours:.1f} / {used["save_embeddings"]:.1f}', f'{hand:.1f} / {used["by hand"]:.1f}']
+        print(f'| {" | ".join(cells)} |', flush=True)
+
+
+def main() -> None:
+    "Print the table."
+    parser = argparse.ArgumentParser()
+    parser.add_argument('rows', nargs='*', type=int, default=[100_000])
+    parser.add_argument('--index', action='store_true')
+    parser.add_argument('--pairs', type=int, default=3)
+    given, folder = parser.parse_args(), Path(tempfile.mkdtemp())
+    conn = connect(embedded.start(folder, linger=5))
+    server = psutil.Process(int((folder / 'data' / 'postmaster.pid').read_text().split()[0]))
+    migrate(conn)
+    print(
+        f'load {psutil.getloadavg()[0]:.1f}, {psutil.cpu_count()} cores, {given.pairs} pairs, {database.target(conn)}'
+    )
+    print(
+        '| rows | index | step | rows/s | by hand | share | wall / CPU s | by hand |\n| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |'
+    )
+    for n in given.rows:
+        measure(conn, server, n, given.index, given.pairs)
+    conn.close()
+    embedded.stop(folder)
+
+
+if __name__ == '__main__':
+    main()
