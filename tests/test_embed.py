@@ -58,8 +58,16 @@ def test_new_videos_are_embedded_and_the_others_left_alone(database, run, home):
     save_videos(database, videos(range(12, 20)))
     before = database.execute('SELECT video_id, embedding::text, ctid::text FROM video_embeddings').fetchall()
     folder = live(database, run, home / 'live')
-    assert reflect(database, run, 'missing', live=folder).iloc[1].tolist() == ['videos', 8, 8, 0, 0, 0]
-    assert reflect(database, run, 'missing', dry_run=False, live=folder).iloc[1].tolist() == ['videos', 8, 8, 0, 0, 0]
+    assert reflect(database, run, 'missing', live=folder).iloc[1].tolist() == ['videos', 8, 8, 0, 0, 0, '']
+    assert reflect(database, run, 'missing', dry_run=False, live=folder).iloc[1].tolist() == [
+        'videos',
+        8,
+        8,
+        0,
+        0,
+        0,
+        '',
+    ]
     assert live(database, run, home / 'live') is None
     after = database.execute('SELECT video_id, embedding::text, ctid::text FROM video_embeddings').fetchall()
     assert set(before) < set(after)

@@ -6,7 +6,7 @@
 __all__ = ['TASTES', 'live_features', 'Encoder', 'embed_videos', 'embed_users', 'embed_live', 'reflect', 'agreement',
            'half_norms']
 
-# %% ../nbs/04_embed.ipynb #1843293c
+# %% ../nbs/04_embed.ipynb #867adf14
 import fcntl
 import shutil
 from collections import Counter
@@ -36,7 +36,7 @@ from twotower.core import (
     embeddings_schema,
     read_table,
 )
-from .database import load_videos, missing_videos, save_embeddings, similar, transaction
+from .database import load_videos, missing_videos, retried, save_embeddings, similar
 from .features import encode
 from .items_api import JST
 from .model import onnx_embed, onnx_session
@@ -176,7 +176,7 @@ def embed_live(
             write_json(draft / SUMMARY, summary | {'unknown_words': encoder.unknown})
     return folder
 
-# %% ../nbs/04_embed.ipynb #175ee94d
+# %% ../nbs/04_embed.ipynb #9ed3aec2
 def _save_live(conn: psycopg.Connection, folder: Path, version: str, dry_run: bool) -> Iterator[tuple[str, dict]]:
     "Save the files of a live folder piece by piece; whose, and what became of the rows."
     for key, name in [(USER, USER_EMBEDDINGS), (VIDEO, VIDEO_EMBEDDINGS)]:
@@ -208,23 +208,28 @@ def reflect(
     include_users: bool = False,  # with `run`: users as well
     dry_run: bool = True,  # False writes to the database
     live: Path | None = None,  # a folder of `embed_live`
-) -> pd.DataFrame:  # one row per table: what, rows, inserted, updated, unchanged, missing
+) -> pd.DataFrame:  # one row per table: what, rows, inserted, updated, unchanged, missing, the first missing ids
     "Bring the embeddings of a blessed run into the database, all or none."
     if rows not in ('run', 'missing', 'none'):
         raise SettingError(f'rows is {rows!r}, must be run, missing or none')
     version = blessed(run.model, run.metrics)['run_id']
     if live and (made := read_json(live / SUMMARY)['model_version']) != version:
         raise SettingError(f'{live} was made by the model of run {made}, not of {version}: embed again')
-    counts = {USER: Counter(), VIDEO: Counter()}
-    with transaction(conn, f'reflecting run {run.id}'):
-        for key, found in chain(
+
+    def work() -> list[tuple[str, dict]]:
+        parts = (
             _save_live(conn, live, version, dry_run) if live else (),
-            _save_run(conn, run, version, include_users, dry_run) if rows == 'run' else (),
-        ):
-            counts[key].update(found)
-    columns = ['rows', 'inserted', 'updated', 'unchanged', 'missing']
-    names = {USER: 'users', VIDEO: 'videos'}
-    return pd.DataFrame([{'what': names[key]} | {c: n[c] for c in columns} for key, n in counts.items()])
+            (_save_run(conn, run, version, include_users, dry_run) if rows == 'run' else ()),
+        )
+        return list(chain(*parts))
+
+    saved, table = retried(conn, f'reflecting run {run.id}', work), []
+    for key, name in ((USER, 'users'), (VIDEO, 'videos')):
+        mine = [found for what, found in saved if what == key]
+        sums = {c: sum(f[c] for f in mine) for c in ('rows', 'inserted', 'updated', 'unchanged', 'missing')}
+        absent = [i for f in mine for i in f['missing_ids']]
+        table.append({'what': name} | sums | {'the first missing': ', '.join(absent[:5])})
+    return pd.DataFrame(table)
 
 # %% ../nbs/04_embed.ipynb #0edf6ea6
 def agreement(
