@@ -7,9 +7,10 @@ __all__ = ['LIKED', 'DISLIKED', 'NEUTRAL_SEEN', 'Pairs', 'TARGETS', 'TrainingSet
            'binary_loss', 'hide', 'candidates', 'batch_loss', 'batches', 'checkpoint_name', 'save_checkpoint',
            'load_checkpoint', 'fit']
 
-# %% ../nbs/19_learn.ipynb #8ba78991
+# %% ../nbs/19_learn.ipynb #e3792ea7
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,13 +24,13 @@ import torch
 import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from .core import TwotowerError, atomic_file
-from .model import Rows, TwoTower, take, to_rows
+from .core import SettingError, TwotowerError, atomic_file
+from .model import Rows, TwoTower, owners, take, to_rows
+from .optimize import DESCENTS, autocast, pick_device
 
-# %% ../nbs/19_learn.ipynb #a2c708a0
+# %% ../nbs/19_learn.ipynb #90699dc9
 LIKED, DISLIKED, NEUTRAL_SEEN = 1, 2, 3
 _KINDS = {'liked': LIKED, 'disliked': DISLIKED, 'neutral': NEUTRAL_SEEN}
 
@@ -48,6 +49,12 @@ class TrainingSet:
     )
     pairs: Rows  # labelled videos of each user: columns are item rows, values 1 or 0
     widths: tuple[int, int]  # features of a user, of an item
+
+    def to(self, device: torch.device | str) -> 'TrainingSet':
+        "The same on a device."
+        return replace(
+            self, **{name: part.to(device) for name, part in vars(self).items() if isinstance(part, (Rows, Tensor))}
+        )
 
 
 def training_set(
@@ -78,15 +85,14 @@ def training_set(
         user_rows, item_rows, kinds, videos, torch.from_numpy(known), own, labels, (users.shape[1], items.shape[1])
     )
 
-# %% ../nbs/19_learn.ipynb #f4c1cb89
+# %% ../nbs/19_learn.ipynb #62936be2
 def thin(
     rows: Rows,  # features of a batch, n rows
     kinds: Tensor,  # for each entry: which segment of the history it is in, 0 for none; int64 (nnz,)
     keep: Tensor,  # for each entry: does it stay? Entries of kind 0 always do; bool (nnz,)
 ) -> Rows:  # the entries that stay, each segment of a history of length 1
     "Take entries out of the histories of a batch."
-    n, keep = len(rows), keep | (kinds == 0)
-    place = torch.repeat_interleave(torch.arange(n, device=kinds.device), rows.starts.diff())
+    n, keep, place = len(rows), keep | (kinds == 0), owners(rows)
     group = place * 4 + kinds
     before, after = torch.bincount(group, minlength=4 * n), torch.bincount(group[keep], minlength=4 * n).clamp(min=1)
     values = torch.where(kinds > 0, rows.values * (before / after)[group].sqrt(), rows.values)
@@ -131,7 +137,7 @@ def binary_loss(
     logits = ((users[pairs[0]] * items[pairs[1]]).sum(1) - 0.5) / temperature
     return F.binary_cross_entropy_with_logits(logits, labels)
 
-# %% ../nbs/19_learn.ipynb #f6d6c914
+# %% ../nbs/19_learn.ipynb #04630787
 TARGETS = 'all', 'hidden', 'one'
 
 
@@ -143,17 +149,17 @@ def hide(
     generator: torch.Generator,  # of what is hidden
 ) -> tuple[Tensor, Tensor]:  # which entries stay visible, which are targets; bool (nnz,) each
     "What the towers may see of a batch, and what they are asked for."
-    said, chance = kinds > 0, torch.rand(len(kinds), generator=generator).to(kinds.device)
+    said, chance = kinds > 0, torch.rand(len(kinds), generator=generator, device=kinds.device)
     if targets != 'one':
         visible = chance >= share
         return visible, said & ~visible if targets == 'hidden' else said
-    place = torch.repeat_interleave(torch.arange(len(rows), device=kinds.device), rows.starts.diff())
+    place = owners(rows)
     chance = chance.where(said, -1)
     highest = chance.new_full((len(rows),), -1).scatter_reduce(0, place, chance, 'amax')
     chosen = said & (chance == highest[place])
     return ~chosen, chosen
 
-# %% ../nbs/19_learn.ipynb #9c52f9a7
+# %% ../nbs/19_learn.ipynb #a938ea61
 def candidates(
     n: int,  # items
     wanted: Tensor,  # item rows that must be among them, int64
@@ -163,11 +169,11 @@ def candidates(
     "Which items a batch is scored against."
     if not 0 < number < n:
         return torch.arange(n, device=wanted.device), 0.0
-    drawn = torch.randint(n, (number,), generator=generator).to(wanted.device)
+    drawn = torch.randint(n, (number,), generator=generator, device=wanted.device)
     rows, counts = torch.cat([wanted, drawn]).unique(return_counts=True)
     return rows, (counts / len(wanted) + number / n).clamp(max=1).log()
 
-# %% ../nbs/19_learn.ipynb #ea411c8b
+# %% ../nbs/19_learn.ipynb #183b4e8d
 def batch_loss(
     model: TwoTower,  # in training mode
     data: TrainingSet,  # what to learn from
@@ -185,10 +191,9 @@ def batch_loss(
     wanted = videos[said] if config.loss != 'bce' else pairs.columns
     chosen, log_q = candidates(len(data.items), wanted, config.negatives, generator)
     item_rows, item_entries = take(data.items, chosen)
-    known = (torch.rand(len(chosen), generator=generator) >= config.id_dropout).to(chosen.device)
-    known = torch.repeat_interleave(known, item_rows.starts.diff())
-    items = model.item(thin(item_rows, data.own[item_entries], known))
-    place = torch.repeat_interleave(torch.arange(len(which), device=which.device), rows.starts.diff())
+    known = torch.rand(len(chosen), generator=generator, device=chosen.device) >= config.id_dropout
+    items = model.item(thin(item_rows, data.own[item_entries], known[owners(item_rows)]))
+    place = owners(rows)
     loss = users.new_zeros(())
     if config.loss != 'bce':
         found = torch.searchsorted(chosen, videos.clamp(min=0))
@@ -204,22 +209,21 @@ def batch_loss(
     if config.loss != 'softmax':
         share = 1.0 if config.loss == 'bce' else config.bce_weight
         inside = torch.isin(pairs.columns, chosen)
-        whose = torch.repeat_interleave(torch.arange(len(which), device=which.device), pairs.starts.diff())
-        asked_about = whose[inside], torch.searchsorted(chosen, pairs.columns[inside])
+        asked_about = owners(pairs)[inside], torch.searchsorted(chosen, pairs.columns[inside])
         binary = binary_loss(users, items, asked_about, pairs.values[inside], config.temperature)
         loss = loss * (1 - share) + share * binary
     return loss
 
-# %% ../nbs/19_learn.ipynb #ba9de49f
+# %% ../nbs/19_learn.ipynb #2e01ba88
 def batches(
     n: int,  # number of users
     size: int,  # users in a batch
     generator: torch.Generator,  # of the order
 ) -> Iterator[Tensor]:  # int64 (size,), the last one may be shorter
     "Every user once, in random order."
-    return iter(torch.randperm(n, generator=generator).split(size))
+    return iter(torch.randperm(n, generator=generator, device=generator.device).split(size))
 
-# %% ../nbs/19_learn.ipynb #e441ab98
+# %% ../nbs/19_learn.ipynb #87418394
 def checkpoint_name(
     data: TrainingSet,  # what is learned from
     config: SimpleNamespace,  # the parameters of this notebook
@@ -247,10 +251,9 @@ def save_checkpoint(
 ) -> None:
     "Write the state of a training, whole."
     states = {name: part.state_dict() for name, part in parts.items()}
+    dropout = (torch.cuda if generator.device.type == 'cuda' else torch).get_rng_state()
     with atomic_file(path) as draft:
-        torch.save(
-            states | {'batches': generator.get_state(), 'dropout': torch.get_rng_state(), 'history': history}, draft
-        )
+        torch.save(states | {'batches': generator.get_state(), 'dropout': dropout, 'history': history}, draft)
 
 
 def load_checkpoint(
@@ -259,14 +262,14 @@ def load_checkpoint(
     generator: torch.Generator,  # of batches
 ) -> list[dict]:  # the epoch table so far
     "Go back to the state of a training."
-    states = torch.load(path, weights_only=True)
+    states = torch.load(path, map_location='cpu', weights_only=True)
     for name, part in parts.items():
         part.load_state_dict(states[name])
     generator.set_state(states['batches'])
-    torch.set_rng_state(states['dropout'])
+    (torch.cuda if generator.device.type == 'cuda' else torch).set_rng_state(states['dropout'])
     return states['history']
 
-# %% ../nbs/19_learn.ipynb #bce174f9
+# %% ../nbs/19_learn.ipynb #e6025ef4
 def fit(
     data: TrainingSet,  # what to learn from
     config: SimpleNamespace,  # the parameters of this notebook
@@ -277,41 +280,36 @@ def fit(
     every: float = 30.0,  # seconds between two checkpoints
 ) -> tuple[TwoTower, list[dict]]:  # the model; one dict for each epoch
     "Train a model."
+    if config.optimizer not in DESCENTS:
+        raise SettingError(f'optimizer is {config.optimizer!r}, must be one of {", ".join(DESCENTS)}')
     torch.manual_seed(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
-    model = TwoTower(*data.widths, config.hidden, config.dropout)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True
-    )
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / max(config.warmup, 1), total_iters=config.warmup)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
-    parts = {'model': model, 'optimizer': optimizer, 'schedule': schedule, 'average': average}
-    history, n, saved = [], len(data.users), time.monotonic()
-    path = checkpoints and checkpoints / checkpoint_name(data, config, epochs)
+    device, path = pick_device(config.device), checkpoints and checkpoints / checkpoint_name(data, config, epochs)
+    generator, data = torch.Generator(device).manual_seed(config.seed), data.to(device)
+    model = TwoTower(*data.widths, config.hidden, config.dropout).to(device)
+    descent = DESCENTS[config.optimizer](model, config)
+    parts, history, n, saved = {'model': model, 'descent': descent}, [], len(data.users), time.monotonic()
     if path and path.is_file():
         history = load_checkpoint(path, parts, generator)
     for epoch in tqdm(range(len(history) + 1, epochs + 1), desc='epochs', leave=False):
         model.train()
         total = 0.0
         for number, which in enumerate(batches(n, config.batch_size, generator)):
-            loss = batch_loss(model, data, which, config, generator)
-            if not torch.isfinite(loss):
+            with autocast(config.precision, device):
+                loss = batch_loss(model, data, which, config, generator)
+            if not math.isfinite(value := loss.item()):
                 raise TwotowerError(
-                    f'loss is {loss.item()} in epoch {epoch}, batch {number}: '
+                    f'loss is {value} in epoch {epoch}, batch {number}: '
                     f'lower learning_rate, which is {config.learning_rate}'
                 )
-            optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-            optimizer.step()
-            schedule.step()
-            average.update_parameters(model)
-            total += loss.item() * len(which)
-        history.append({'epoch': epoch, 'train loss': total / n} | (score(average.module) if score else {}))
+            descent.step()
+            total += value * len(which)
+        average = descent.averaged()
+        history.append({'epoch': epoch, 'train loss': total / n} | (score(average) if score else {}))
         best = max(history, key=lambda row: row.get('choice', row['epoch']))
         if patience and epoch - best['epoch'] >= patience:
             break
         if path and time.monotonic() - saved >= every:
             save_checkpoint(path, parts, generator, history)
             saved = time.monotonic()
-    return average.module.eval(), history
+    return descent.averaged().eval(), history
