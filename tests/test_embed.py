@@ -21,7 +21,18 @@ from twotower.database import VIDEOS, load_videos, missing_videos, save_videos
 from twotower.embed import reflect
 from twotower.features import encode, fit_encoding
 from twotower.model import TwoTower, embed, export_onnx
-from twotower.runs import META, MODEL_FILES, ONNX, PT, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, create_run, write_json
+from twotower.runs import (
+    META,
+    MODEL_FILES,
+    ONNX,
+    PT,
+    SPARSE_ONNX,
+    USER_EMBEDDINGS,
+    VIDEO_EMBEDDINGS,
+    create_run,
+    write_json,
+)
+from twotower.sparse_onnx import export_sparse_onnx
 
 GENRES = ['Comedy', 'War', 'Drama', 'Western']
 
@@ -52,6 +63,7 @@ def run(database):
     run.model.mkdir()
     write_json(run.model / META, {'encoding': encoding})
     export_onnx(model, run.model / ONNX)
+    export_sparse_onnx(model, run.model / SPARSE_ONNX)
     (run.model / PT).write_text('weights')
     known = pa.table({VIDEO: table[VIDEO], EMBEDDING: vectors.tolist()}, embeddings_schema(VIDEO))
     write_table(run.model / VIDEO_EMBEDDINGS, known, embeddings_schema(VIDEO))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['embed_missing', 'reflect', 'agreement', 'half_norms']
 
-# %% ../nbs/04_embed.ipynb #e939c4c9
+# %% ../nbs/04_embed.ipynb #a8bd0a99
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,10 +16,10 @@ import pyarrow as pa
 from .core import EMBEDDING, USER, VIDEO, SettingError, embeddings_schema, read_table
 from .database import missing_videos, save_embeddings, similar, transaction
 from .features import encode
-from .model import onnx_embed, onnx_session
-from .runs import META, ONNX, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, Run, blessed, read_json
+from .runs import META, ONNX, SPARSE_ONNX, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, Run, blessed, read_json
+from .sparse_onnx import open_embedder
 
-# %% ../nbs/04_embed.ipynb #a6e4758e
+# %% ../nbs/04_embed.ipynb #adf514ff
 def embed_missing(
     conn: psycopg.Connection,  # migrated
     run: Run,  # with a model
@@ -27,9 +27,10 @@ def embed_missing(
     batch: int = 10_000,  # videos at a time
 ) -> Iterator[pa.Table]:  # `embeddings_schema(VIDEO)`
     "Embeddings of the videos that have none of this run's model."
-    encoding, session = read_json(run.model / META)['encoding'], onnx_session(run.model / ONNX)
+    encoding = read_json(run.model / META)['encoding']
+    embed = open_embedder(run.model / ONNX, run.model / SPARSE_ONNX)
     for videos in missing_videos(conn, model_version, batch):
-        vectors = onnx_embed(session, 'item', encode(encoding, 'item', videos)[0])
+        vectors = embed('item', encode(encoding, 'item', videos)[0])
         lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
         yield pa.table({VIDEO: videos[VIDEO], EMBEDDING: lists}, embeddings_schema(VIDEO))
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Judged', 'read_embeddings', 'load_judged', 'rank', 'rivals', 'by_history', 'score', 'parity', 'gate', 'judge']
 
-# %% ../nbs/03_eval.ipynb #57067b69
+# %% ../nbs/03_eval.ipynb #d66ee0ac
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,8 +22,9 @@ from .features import encode
 from .metrics import auc, bootstrap_mean, bootstrap_users, log_loss, ranking_metrics, top_k
 from .model import embed, load_model, onnx_embed, onnx_session
 from twotower.runs import (
-    ITEMS, META, MODEL_FILES, ONNX, PT, TRAIN, USER_EMBEDDINGS, USERS, VAL, VIDEO_EMBEDDINGS, Run, find_run, read_json,
+    ITEMS, META, ONNX, PT, SPARSE_ONNX, TRAIN, USER_EMBEDDINGS, USERS, VAL, VIDEO_EMBEDDINGS, Run, files_of, find_run, read_json,
 )  # fmt: skip
+from .sparse_onnx import open_embedder
 
 # %% ../nbs/03_eval.ipynb #84024bb0
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def score(
         'segments': by_history(by_user, np.diff(judged.seen.indptr)[who]),
     }
 
-# %% ../nbs/03_eval.ipynb #3d8992ee
+# %% ../nbs/03_eval.ipynb #1278be0f
 def parity(
     prep: Path,  # `prep/` of a run
     model: Path,  # `model/` of a run
@@ -163,6 +164,7 @@ def parity(
     "Compare torch, ONNX and the embeddings files on every row."
     meta = read_json(model / META)
     network, session = load_model(model / PT, meta['model']), onnx_session(model / ONNX)
+    second = open_embedder(model / ONNX, model / SPARSE_ONNX)
     worst = {'max_cosine_distance': 0.0, 'max_l2': 0.0, 'max_norm_error': 0.0, 'not_finite': 0}
     for side, key, features, schema, name in [
         ('user', USER, USERS, USER_FEATURES, USER_EMBEDDINGS),
@@ -174,7 +176,7 @@ def parity(
             raise InputError(f'{model / name} is not about the rows of {prep / features}')
         matrix, _ = encode(meta['encoding'], side, columns)
         by_torch, by_onnx = embed(getattr(network, side), matrix), onnx_embed(session, side, matrix)
-        for a, b in ((by_torch, by_onnx), (by_torch, stored)):
+        for a, b in ((by_torch, by_onnx), (by_torch, second(side, matrix)), (by_torch, stored)):
             a, b = a.astype(np.float64), b.astype(np.float64)
             norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
             with np.errstate(invalid='ignore', divide='ignore'):
@@ -236,13 +238,13 @@ def gate(
     check('mean cosine of two videos (1: all alike), at most', same['mean_cosine'], 0.95, above=False)
     return checks
 
-# %% ../nbs/03_eval.ipynb #481e4055
+# %% ../nbs/03_eval.ipynb #bb749821
 def judge(
     run: Run,  # with `prep/` and `model/`
     config: SimpleNamespace,  # the parameters of this notebook
 ) -> dict:  # the content of metrics.json
     "Judge a run."
-    files = {name: sha256(run.model / name) for name in MODEL_FILES}
+    files = {name: sha256(run.model / name) for name in files_of(run.model)}
     stable = None
     if (run.outputs / 'stable' / 'metrics.json').is_file() and find_run('stable', run.outputs).id != run.id:
         stable = read_json(run.outputs / 'stable' / 'metrics.json')
@@ -254,7 +256,7 @@ def judge(
         for c in checks
         if not c['passed']
     ]
-    if changed := [name for name in MODEL_FILES if sha256(run.model / name) != files[name]]:
+    if changed := [name for name in files if sha256(run.model / name) != files[name]]:
         raise InputError(f'{run.model}: {", ".join(changed)} changed while being judged')
     return {
         'schema_version': 1, 'run_id': run.id, 'verdict': 'fail' if reasons else 'pass', 'reasons': reasons,

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['INPUTS', 'OUTPUTS', 'Rows', 'to_rows', 'take', 'owners', 'bag', 'Tower', 'TwoTower', 'embed', 'save_weights',
-           'load_model', 'export_onnx', 'onnx_session', 'onnx_embed']
+           'load_model', 'write_onnx', 'export_onnx', 'onnx_session', 'onnx_embed']
 
-# %% ../nbs/12_model.ipynb #37d29abf
+# %% ../nbs/12_model.ipynb #91d1548d
+import copy
 import logging
 import warnings
 from dataclasses import dataclass
@@ -174,13 +175,13 @@ def embed(
         out[start : start + block] = tower(to_rows(matrix[start : start + block]).to(device)).cpu().numpy()
     return out
 
-# %% ../nbs/12_model.ipynb #4191472e
+# %% ../nbs/12_model.ipynb #c66def75
 def save_weights(
     model: TwoTower,  # in any state
     path: Path,  # such as `two_tower_latest.pt`
 ) -> None:
     "Write the weights."
-    torch.save(model.state_dict(), path)
+    torch.save({name: weights.cpu() for name, weights in model.state_dict().items()}, path)
 
 
 def load_model(
@@ -195,8 +196,33 @@ def load_model(
         raise InputError(f'{path} does not hold the weights of a model of the sizes {config}: {error}') from error
     return model.eval()
 
-# %% ../nbs/12_model.ipynb #954f053e
+# %% ../nbs/12_model.ipynb #e2138bac
 INPUTS, OUTPUTS = ('user_features', 'item_features'), ('user_embedding', 'item_embedding')
+
+
+def write_onnx(
+    module: nn.Module,  # in evaluation mode, on the CPU
+    path: Path,  # such as `two_tower_latest.onnx`
+    inputs: dict[str, Tensor],  # an example by name, no axis of length 0 or 1
+    axes: dict[str, tuple[str, ...]],  # names of the first axes of each input, which vary on their own
+) -> None:
+    "Write a network that gives the embeddings of users and of items as ONNX, with nothing in it that tells of this machine."
+    logging.getLogger('torch.onnx').setLevel(logging.ERROR)
+    dims = {name: torch.export.Dim(name, min=0) for name in sorted({n for names in axes.values() for n in names})}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)
+        program = torch.onnx.export(
+            module, tuple(inputs.values()), dynamo=True, input_names=list(inputs), output_names=OUTPUTS, verbose=False,
+            dynamic_shapes=tuple({i: dims[name] for i, name in enumerate(axes[key])} for key in inputs),
+        )  # fmt: skip
+    graph = program.model_proto.graph
+    for part in [
+        program.model_proto, graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output,
+    ]:  # fmt: skip
+        part.ClearField('metadata_props')
+        part.ClearField('doc_string')
+    onnx.checker.check_model(program.model_proto)
+    onnx.save(program.model_proto, path)
 
 
 def export_onnx(
@@ -204,34 +230,15 @@ def export_onnx(
     path: Path,  # such as `two_tower_latest.onnx`
 ) -> None:
     "Write the model as ONNX."
-    logging.getLogger('torch.onnx').setLevel(logging.ERROR)
-    rows = [torch.export.Dim(name, min=0) for name in ('n_users', 'n_items')]
-    example = (torch.zeros(2, model.config['user_width']), torch.zeros(3, model.config['item_width']))
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', FutureWarning)
-        program = torch.onnx.export(
-            model.eval(), example, dynamo=True, input_names=INPUTS, output_names=OUTPUTS, verbose=False,
-            dynamic_shapes=tuple({0: dimension} for dimension in rows),
-        )  # fmt: skip
-    proto = program.model_proto
-    for part in [
-        proto,
-        proto.graph,
-        *proto.graph.node,
-        *proto.graph.initializer,
-        *proto.graph.value_info,
-        *proto.graph.input,
-        *proto.graph.output,
-    ]:
-        part.ClearField('metadata_props')
-        part.ClearField('doc_string')
-    onnx.checker.check_model(proto)
-    onnx.save(proto, path)
+    example = {f'{side}_features': torch.zeros(2, model.config[f'{side}_width']) for side in ('user', 'item')}
+    axes = {'user_features': ('n_users',), 'item_features': ('n_items',)}
+    write_onnx(copy.deepcopy(model).cpu().eval(), path, example, axes)
 
-# %% ../nbs/12_model.ipynb #30145eb1
+# %% ../nbs/12_model.ipynb #2cf4e9ec
 def onnx_session(
     path: Path,  # written by `export_onnx`
     threads: int = 0,  # 0: all cores
+    inputs: tuple[str, ...] = INPUTS,  # what it must take
 ) -> ort.InferenceSession:  # checked to have the inputs and outputs of the contract
     "Open an ONNX file."
     options = ort.SessionOptions()
@@ -241,8 +248,8 @@ def onnx_session(
     except Exception as error:  # onnxruntime's errors share no public base class
         raise InputError(f'{path} is not an ONNX model: {error}') from error
     names = [x.name for x in session.get_inputs()], [x.name for x in session.get_outputs()]
-    if names != (list(INPUTS), list(OUTPUTS)):
-        raise InputError(f'{path} has inputs and outputs {names}, must be {INPUTS}, {OUTPUTS}')
+    if names != (list(inputs), list(OUTPUTS)):
+        raise InputError(f'{path} has inputs and outputs {names}, must be {inputs}, {OUTPUTS}')
     return session
 
 

@@ -107,7 +107,7 @@ class Descent:
             getattr(self, name).load_state_dict(state[name])
         self.steps = state['steps']
 
-# %% ../nbs/25_optimize.ipynb #d363861f
+# %% ../nbs/25_optimize.ipynb #3b3ae119
 class RowwiseDescent(Descent):
     "Steps downhill that cost nothing for the rows of the first layers that no batch has touched."
 
@@ -118,11 +118,10 @@ class RowwiseDescent(Descent):
     ):
         super().__init__(model, config)
         self.sides = [(getattr(model, side), getattr(self.average, side)) for side in ('user', 'item')]
-        self.rows = []  # of each table: mean gradient; its mean square, touches and last step of each row
+        self.rows = []  # of each table: mean square of the gradient, number of touches and last step of each row
         for tower, _ in self.sides:
             tower.sparse_gradient, table = True, tower.first.weight
-            scalars = [torch.zeros(len(table), 1, device=table.device) for _ in range(3)]
-            self.rows.append([torch.zeros_like(table, requires_grad=False), *scalars])
+            self.rows.append([torch.zeros(len(table), 1, device=table.device) for _ in range(3)])
 
     def moved(self, model: TwoTower) -> list[nn.Parameter]:
         "The weights that move in every step: all but the tables."
@@ -145,20 +144,19 @@ class RowwiseDescent(Descent):
         super().move(share)
 
     def move_rows(
-        self, table: Tensor, average: Tensor, mean: Tensor, square: Tensor, touches: Tensor, last: Tensor, share: float
+        self, table: Tensor, average: Tensor, square: Tensor, touches: Tensor, last: Tensor, share: float
     ) -> None:
         "Move the rows of a table that have a gradient."
         which, gradient = table.grad.indices()[0], table.grad.values()
         table.grad = None
         rate = self.optimizer.param_groups[0]['lr']
         number = touches[which] + 1
-        sizes = square[which].lerp_(gradient.square().mean(1, keepdim=True), 1 - BETAS[1])
-        moment = mean.index_select(0, which).lerp_(gradient, 1 - BETAS[0])
-        for state, new in ((touches, number), (square, sizes), (mean, moment)):
-            state.index_copy_(0, which, new)
-        scale = rate / (1 - BETAS[0] ** number) / ((sizes / (1 - BETAS[1] ** number)).sqrt() + EPSILON)
+        lengths = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+        sizes = square[which].lerp_(lengths.square_().div_(gradient.shape[1]), 1 - BETAS[1])
+        touches[which], square[which] = number, sizes
+        scale = rate / ((sizes / (1 - BETAS[1] ** number)).sqrt() + EPSILON)
         old = table.index_select(0, which)
-        new = torch.addcmul(old * (1 - rate * self.config.weight_decay), moment, scale, value=-1)
+        new = (old * (1 - rate * self.config.weight_decay)).addcmul_(gradient, scale, value=-1)
         table.index_copy_(0, which, new)
         rested = self.config.average ** (self.steps - 1 - last[which])
         follower = average.index_select(0, which).lerp_(old, 1 - rested).lerp_(new, share)

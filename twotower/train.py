@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['set_aside', 'train', 'target_weights', 'Prepared', 'load_prepared', 'embeddings_table', 'save_training']
 
-# %% ../nbs/02_train.ipynb #9255bfef
+# %% ../nbs/02_train.ipynb #57450285
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +26,19 @@ from .features import encode, fit_encoding
 from .learn import LIKED, TARGETS, TrainingSet, fit, softmax_loss, thin, training_set
 from .metrics import calibrate, ranking_metrics, top_k
 from .model import Rows, TwoTower, embed, export_onnx, save_weights
-from .runs import ITEMS, META, ONNX, PT, TRAIN, USER_EMBEDDINGS, USERS, VIDEO_EMBEDDINGS, write_json
+from twotower.runs import (
+    ITEMS,
+    META,
+    ONNX,
+    PT,
+    SPARSE_ONNX,
+    TRAIN,
+    USER_EMBEDDINGS,
+    USERS,
+    VIDEO_EMBEDDINGS,
+    write_json,
+)
+from .sparse_onnx import export_sparse_onnx
 
 # %% ../nbs/02_train.ipynb #035f7319
 def set_aside(
@@ -123,7 +135,7 @@ class Prepared:
     items: sparse.csr_matrix  # (n_items, d_item)
     data: TrainingSet  # what to learn from
 
-# %% ../nbs/02_train.ipynb #de6b121d
+# %% ../nbs/02_train.ipynb #a99f31a0
 def load_prepared(
     folder: Path,  # `prep/` of a run
     config: SimpleNamespace,  # star_weight, seen_weight, max_tag_features, max_performer_features, use_price_feature
@@ -166,9 +178,10 @@ def save_training(
     prepared: Prepared,  # what it was trained on
     facts: dict,  # JSON values: run_id, calibration, whatever else is worth keeping
 ) -> None:
-    "Write weights, ONNX, embeddings and model_meta.json."
+    "Write weights, both ONNX graphs, embeddings and model_meta.json."
     save_weights(model, folder / PT)
     export_onnx(model, folder / ONNX)
+    export_sparse_onnx(model, folder / SPARSE_ONNX)
     for name, key, ids, vectors in [
         (USER_EMBEDDINGS, USER, prepared.user_ids, embed(model.user, prepared.users)),
         (VIDEO_EMBEDDINGS, VIDEO, prepared.item_ids, embed(model.item, prepared.items)),
