@@ -99,7 +99,7 @@ def thin(
     counts = torch.bincount(place[keep], minlength=n)
     return Rows(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), rows.columns[keep], values[keep])
 
-# %% ../nbs/19_learn.ipynb #8088c943
+# %% ../nbs/19_learn.ipynb #b3ae41b2
 Pairs = tuple[Tensor, Tensor]  # rows of users and rows of candidates, int64 (P,) each
 
 
@@ -115,7 +115,7 @@ def softmax_loss(
     hard_weight: float = 1.0,  # how many negatives a dislike counts for, > 0
 ) -> Tensor:  # weighted mean cross entropy in nats, scalar
     "Cross entropy of each target against all candidates."
-    logits = users @ items.T / temperature - log_q
+    logits = (users / temperature) @ items.T - log_q
     if hard is not None and hard_weight != 1:
         logits = logits.index_put(hard, logits.new_tensor(hard_weight).log(), accumulate=True)
     if known is None:
@@ -173,7 +173,7 @@ def candidates(
     rows, counts = torch.cat([wanted, drawn]).unique(return_counts=True)
     return rows, (counts / len(wanted) + number / n).clamp(max=1).log()
 
-# %% ../nbs/19_learn.ipynb #183b4e8d
+# %% ../nbs/19_learn.ipynb #af6ec51f
 def batch_loss(
     model: TwoTower,  # in training mode
     data: TrainingSet,  # what to learn from
@@ -192,7 +192,8 @@ def batch_loss(
     chosen, log_q = candidates(len(data.items), wanted, config.negatives, generator)
     item_rows, item_entries = take(data.items, chosen)
     known = torch.rand(len(chosen), generator=generator, device=chosen.device) >= config.id_dropout
-    items = model.item(thin(item_rows, data.own[item_entries], known[owners(item_rows)]))
+    shown = (data.own[item_entries] == 0) | known[owners(item_rows)]
+    items = model.item(replace(item_rows, values=item_rows.values * shown))
     place = owners(rows)
     loss = users.new_zeros(())
     if config.loss != 'bce':

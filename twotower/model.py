@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .core import DIMENSION, InputError
 
-# %% ../nbs/12_model.ipynb #52742fe7
+# %% ../nbs/12_model.ipynb #824696f0
 @dataclass(frozen=True)
 class Rows:
     "Sparse rows in three tensors; row i holds the entries from starts[i] to starts[i + 1]."
@@ -62,7 +62,7 @@ def take(
     entries = torch.arange(int(starts[-1]), device=counts.device) + torch.repeat_interleave(
         rows.starts[which] - starts[:-1], counts
     )
-    return Rows(starts, rows.columns[entries], rows.values[entries]), entries
+    return Rows(starts, rows.columns.index_select(0, entries), rows.values.index_select(0, entries)), entries
 
 
 def owners(
@@ -72,7 +72,7 @@ def owners(
     numbers = torch.arange(len(rows), device=rows.starts.device)
     return torch.repeat_interleave(numbers, rows.starts.diff(), output_size=len(rows.columns))
 
-# %% ../nbs/12_model.ipynb #0eca683e
+# %% ../nbs/12_model.ipynb #99f21ad0
 class _Bag(torch.autograd.Function):
     "Weighted sums of rows of a table."
 
@@ -90,8 +90,8 @@ class _Bag(torch.autograd.Function):
         touched, counts = columns.unique_consecutive(return_counts=True)
         starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         sums = F.embedding_bag(
-            owners(rows)[order], gradient.contiguous(), starts, mode='sum', per_sample_weights=rows.values[order],
-            include_last_offset=True,
+            owners(rows).index_select(0, order), gradient.contiguous(), starts, mode='sum',
+            per_sample_weights=rows.values.index_select(0, order), include_last_offset=True,
         )  # fmt: skip
         if ctx.sparse_gradient:
             return torch.sparse_coo_tensor(touched[None], sums, ctx.shape, is_coalesced=True), None, None
@@ -106,7 +106,7 @@ def bag(
     "The product of sparse rows and a table."
     return _Bag.apply(table, rows, sparse_gradient)
 
-# %% ../nbs/12_model.ipynb #56d09d19
+# %% ../nbs/12_model.ipynb #00c89eac
 class Tower(nn.Module):
     "Sparse features to a point on the unit sphere."
 
@@ -132,11 +132,10 @@ class Tower(nn.Module):
 
     def head(self, x: Tensor) -> Tensor:
         "What comes after the first layer: (n, hidden + dimension) to (n, dimension)."
-        straight = x[:, self.hidden :]
         if self.second is None:
-            return F.normalize(straight, dim=-1)
-        bent = F.dropout(F.gelu(x[:, : self.hidden]), self.dropout, self.training)
-        return F.normalize(self.second(bent) + straight, dim=-1)
+            return F.normalize(x, dim=-1)
+        bent, straight = x.split([self.hidden, self.dimension], dim=1)
+        return F.normalize(self.second(F.dropout(F.gelu(bent), self.dropout, self.training)) + straight, dim=-1)
 
     def dense(self, x: Tensor) -> Tensor:
         "The same function of dense features, (n, width) to (n, dimension)."

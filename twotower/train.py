@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['set_aside', 'train', 'target_weights', 'Prepared', 'load_prepared', 'embeddings_table', 'save_training']
 
-# %% ../nbs/02_train.ipynb #57450285
+# %% ../nbs/02_train.ipynb #9eb0edff
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
