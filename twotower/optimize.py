@@ -38,7 +38,7 @@ def autocast(
         raise SettingError(f'precision is {precision!r}, must be float32 or bfloat16')
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bfloat16')
 
-# %% ../nbs/25_optimize.ipynb #267243da
+# %% ../nbs/25_optimize.ipynb #899e27fd
 BETAS, EPSILON = (0.9, 0.99), 1e-8
 
 
@@ -69,25 +69,24 @@ class Descent:
         "The weights that move in every step."
         return list(model.parameters())
 
-    def gradients(self) -> list[Tensor]:
-        "All gradients, as dense tensors."
-        return [w.grad for w in self.model.parameters() if w.grad is not None]
+    def shorter(self) -> Tensor:
+        "What to multiply all gradients with, so that together they are not too long."
+        length = nn.utils.get_total_norm([w.grad for w in self.weights if w.grad is not None])
+        return (self.config.clip_norm / (length + 1e-6)).clamp(max=1)
 
     @torch.no_grad()
     def step(self) -> None:
         "Move against the gradients, and forget them."
         self.steps += 1
-        gradients = self.gradients()
-        length = nn.utils.get_total_norm(gradients)
-        shorter = (self.config.clip_norm / (length + 1e-6)).clamp(max=1)
-        for gradient in gradients:
-            gradient.mul_(shorter)
-        self.move(1.0 if self.steps == 1 else 1 - self.config.average)
+        self.move(self.shorter(), 1.0 if self.steps == 1 else 1 - self.config.average)
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
 
-    def move(self, share: float) -> None:
-        "Move the weights, and the average by a share towards them."
+    def move(self, shorter: Tensor, share: float) -> None:
+        "Move the weights against the shortened gradients, and the average by a share towards them."
+        for weight in self.weights:
+            if weight.grad is not None:
+                weight.grad.mul_(shorter)
         self.optimizer.step()
         for average, weight in zip(self.averages, self.weights, strict=True):
             average.lerp_(weight, share)
@@ -107,7 +106,7 @@ class Descent:
             getattr(self, name).load_state_dict(state[name])
         self.steps = state['steps']
 
-# %% ../nbs/25_optimize.ipynb #3b3ae119
+# %% ../nbs/25_optimize.ipynb #cfe2da22
 class RowwiseDescent(Descent):
     "Steps downhill that cost nothing for the rows of the first layers that no batch has touched."
 
@@ -127,34 +126,38 @@ class RowwiseDescent(Descent):
         "The weights that move in every step: all but the tables."
         return [w for name, w in model.named_parameters() if not name.endswith('first.weight')]
 
-    def gradients(self) -> list[Tensor]:
-        "All gradients, as dense tensors: of the tables only the rows that were touched."
-        tables = [tower.first.weight for tower, _ in self.sides]
-        for table in tables:
-            table.grad = None if table.grad is None else table.grad.coalesce()
-        return [w.grad for w in self.weights if w.grad is not None] + [
-            t.grad.values() for t in tables if t.grad is not None
-        ]
+    def shorter(self) -> Tensor:
+        "What to multiply all gradients with; the lengths of the rows are needed again."
+        self.touched = []
+        for tower, _ in self.sides:
+            if (gradient := tower.first.weight.grad) is not None:
+                gradient = gradient.coalesce()
+                self.touched.append((gradient, torch.linalg.vector_norm(gradient.values(), dim=1, keepdim=True)))
+            else:
+                self.touched.append(None)
+            tower.first.weight.grad = None
+        parts = [w.grad for w in self.weights if w.grad is not None] + [t[1] for t in self.touched if t]
+        return (self.config.clip_norm / (nn.utils.get_total_norm(parts) + 1e-6)).clamp(max=1)
 
-    def move(self, share: float) -> None:
-        "Move the weights, and the average by a share towards them."
-        for (tower, average), state in zip(self.sides, self.rows, strict=True):
-            if tower.first.weight.grad is not None:
-                self.move_rows(tower.first.weight, average.first.weight, *state, share)
-        super().move(share)
+    def move(self, shorter: Tensor, share: float) -> None:
+        "Move the weights against the shortened gradients, and the average by a share towards them."
+        for (tower, average), state, touched in zip(self.sides, self.rows, self.touched, strict=True):
+            if touched:
+                gradient, lengths = touched
+                rows = gradient.indices()[0], gradient.values(), lengths * shorter, shorter
+                self.move_rows(tower.first.weight, average.first.weight, *state, *rows, share)
+        super().move(shorter, share)
 
     def move_rows(
-        self, table: Tensor, average: Tensor, square: Tensor, touches: Tensor, last: Tensor, share: float
-    ) -> None:
+        self, table: Tensor, average: Tensor, square: Tensor, touches: Tensor, last: Tensor,
+        which: Tensor, gradient: Tensor, lengths: Tensor, shorter: Tensor, share: float,
+    ) -> None:  # fmt: skip
         "Move the rows of a table that have a gradient."
-        which, gradient = table.grad.indices()[0], table.grad.values()
-        table.grad = None
         rate = self.optimizer.param_groups[0]['lr']
         number = touches[which] + 1
-        lengths = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-        sizes = square[which].lerp_(lengths.square_().div_(gradient.shape[1]), 1 - BETAS[1])
+        sizes = square[which].lerp_(lengths.square() / gradient.shape[1], 1 - BETAS[1])
         touches[which], square[which] = number, sizes
-        scale = rate / ((sizes / (1 - BETAS[1] ** number)).sqrt() + EPSILON)
+        scale = rate * shorter / ((sizes / (1 - BETAS[1] ** number)).sqrt() + EPSILON)
         old = table.index_select(0, which)
         new = (old * (1 - rate * self.config.weight_decay)).addcmul_(gradient, scale, value=-1)
         table.index_copy_(0, which, new)
