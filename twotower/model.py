@@ -72,7 +72,7 @@ def owners(
     numbers = torch.arange(len(rows), device=rows.starts.device)
     return torch.repeat_interleave(numbers, rows.starts.diff(), output_size=len(rows.columns))
 
-# %% ../nbs/12_model.ipynb #99f21ad0
+# %% ../nbs/12_model.ipynb #d49b7b4d
 class _Bag(torch.autograd.Function):
     "Weighted sums of rows of a table."
 
@@ -94,7 +94,8 @@ class _Bag(torch.autograd.Function):
             per_sample_weights=rows.values.index_select(0, order), include_last_offset=True,
         )  # fmt: skip
         if ctx.sparse_gradient:
-            return torch.sparse_coo_tensor(touched[None], sums, ctx.shape, is_coalesced=True), None, None
+            found = torch.sparse_coo_tensor(touched[None], sums, ctx.shape, check_invariants=False, is_coalesced=True)
+            return found, None, None
         return sums.new_zeros(ctx.shape).index_copy_(0, touched.long(), sums), None, None
 
 
@@ -195,7 +196,7 @@ def load_model(
         raise InputError(f'{path} does not hold the weights of a model of the sizes {config}: {error}') from error
     return model.eval()
 
-# %% ../nbs/12_model.ipynb #e2138bac
+# %% ../nbs/12_model.ipynb #a236e9f7
 INPUTS, OUTPUTS = ('user_features', 'item_features'), ('user_embedding', 'item_embedding')
 
 
@@ -209,7 +210,8 @@ def write_onnx(
     logging.getLogger('torch.onnx').setLevel(logging.ERROR)
     dims = {name: torch.export.Dim(name, min=0) for name in sorted({n for names in axes.values() for n in names})}
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', FutureWarning)
+        for kind in (FutureWarning, UserWarning):  # of its own making, and that some axes share a name, as they should
+            warnings.simplefilter('ignore', kind)
         program = torch.onnx.export(
             module, tuple(inputs.values()), dynamo=True, input_names=list(inputs), output_names=OUTPUTS, verbose=False,
             dynamic_shapes=tuple({i: dims[name] for i, name in enumerate(axes[key])} for key in inputs),
