@@ -48,12 +48,12 @@ def main() -> None:
     for threads in map(int, args.threads.split(',')):
         graphs = {
             'dense': (onnx_embed, onnx_session(folder / 'dense.onnx', threads)),
-            'sparse': (sparse_embed, sparse_session(folder / 'sparse.onnx', threads)),
+            'sparse': (sparse_embed, sparse_session(folder / 'sparse.onnx')),
         }
         for name, (function, session) in graphs.items():
             for size in map(int, args.sizes.split(',')):
                 batch = items[:size]
-                block = {'block': size} if name == 'dense' else {}
+                block = {'block': size} if name == 'dense' else {'workers': threads}
                 wall, cpu = timed(
                     lambda f=function, s=session, b=batch, k=block: f(s, 'item', b, **k), 5 if size > 256 else 15
                 )
@@ -63,7 +63,7 @@ def main() -> None:
                 )
         if args.catalogue:
             started, before = time.perf_counter(), time.process_time()
-            vectors = sparse_embed(graphs['sparse'][1], 'item', items)
+            vectors = sparse_embed(graphs['sparse'][1], 'item', items, workers=threads)
             wall, cpu = time.perf_counter() - started, time.process_time() - before
             print(
                 f'catalogue of {args.catalogue:,}, threads {threads}: {wall:.1f} s, {cpu:.1f} CPU s; load {os.getloadavg()[0]:.1f}',

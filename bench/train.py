@@ -25,7 +25,7 @@ import wide
 from scipy import sparse
 from torch.utils.data import DataLoader, Dataset
 
-from twotower import learn
+from twotower import learn, optimize
 from twotower.learn import TrainingSet, batch_loss, batches, softmax_loss
 from twotower.model import TwoTower
 from twotower.optimize import DESCENTS, autocast, pick_device
@@ -158,8 +158,7 @@ def profile(steps, number: int) -> dict[str, float]:
     descent = ours.descent
     for name in ('take', 'hide', 'thin', 'candidates'):
         setattr(learn, name, named('batch', getattr(learn, name)))
-    if hasattr(descent, 'move_rows'):
-        descent.move_rows = named('moving rows', descent.move_rows)
+    optimize.move_rows = named('moving rows', optimize.move_rows)
     descent.step = named('other weights', descent.step)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
         for _ in range(number):

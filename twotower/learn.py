@@ -30,7 +30,7 @@ from .core import SettingError, TwotowerError, atomic_file
 from .model import Rows, TwoTower, owners, take, to_rows
 from .optimize import DESCENTS, autocast, pick_device
 
-# %% ../nbs/19_learn.ipynb #90699dc9
+# %% ../nbs/19_learn.ipynb #67720f00
 LIKED, DISLIKED, NEUTRAL_SEEN = 1, 2, 3
 _KINDS = {'liked': LIKED, 'disliked': DISLIKED, 'neutral': NEUTRAL_SEEN}
 
@@ -56,7 +56,7 @@ class TrainingSet:
             self, **{name: part.to(device) for name, part in vars(self).items() if isinstance(part, (Rows, Tensor))}
         )
 
-
+# %% ../nbs/19_learn.ipynb #dee71d0c
 def training_set(
     encoding: dict,  # from `features.fit_encoding`
     users: sparse.csr_matrix,  # (n_users, d_user)

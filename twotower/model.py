@@ -196,12 +196,12 @@ def load_model(
         raise InputError(f'{path} does not hold the weights of a model of the sizes {config}: {error}') from error
     return model.eval()
 
-# %% ../nbs/12_model.ipynb #a236e9f7
+# %% ../nbs/12_model.ipynb #c8b44e39
 INPUTS, OUTPUTS = ('user_features', 'item_features'), ('user_embedding', 'item_embedding')
 
 
 def write_onnx(
-    module: nn.Module,  # in evaluation mode, on the CPU
+    module: nn.Module,  # on the CPU
     path: Path,  # such as `two_tower_latest.onnx`
     inputs: dict[str, Tensor],  # an example by name, no axis of length 0 or 1
     axes: dict[str, tuple[str, ...]],  # names of the first axes of each input, which vary on their own
@@ -213,7 +213,7 @@ def write_onnx(
         for kind in (FutureWarning, UserWarning):  # of its own making, and that some axes share a name, as they should
             warnings.simplefilter('ignore', kind)
         program = torch.onnx.export(
-            module, tuple(inputs.values()), dynamo=True, input_names=list(inputs), output_names=OUTPUTS, verbose=False,
+            module.eval(), tuple(inputs.values()), dynamo=True, input_names=list(inputs), output_names=OUTPUTS, verbose=False,
             dynamic_shapes=tuple({i: dims[name] for i, name in enumerate(axes[key])} for key in inputs),
         )  # fmt: skip
     graph = program.model_proto.graph
@@ -233,7 +233,7 @@ def export_onnx(
     "Write the model as ONNX."
     example = {f'{side}_features': torch.zeros(2, model.config[f'{side}_width']) for side in ('user', 'item')}
     axes = {'user_features': ('n_users',), 'item_features': ('n_items',)}
-    write_onnx(copy.deepcopy(model).cpu().eval(), path, example, axes)
+    write_onnx(copy.deepcopy(model).cpu(), path, example, axes)
 
 # %% ../nbs/12_model.ipynb #2cf4e9ec
 def onnx_session(

@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['SPARSE_INPUTS', 'export_sparse_onnx', 'sparse_session', 'padded', 'sparse_embed', 'open_embedder']
 
-# %% ../nbs/26_sparse_onnx.ipynb #a7dcdeee
+# %% ../nbs/26_sparse_onnx.ipynb #0b82deb0
 import copy
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from .core import DIMENSION
 from .model import Tower, TwoTower, onnx_embed, onnx_session, write_onnx
 
-# %% ../nbs/26_sparse_onnx.ipynb #a0dd9c91
+# %% ../nbs/26_sparse_onnx.ipynb #d1b6c5ff
 SPARSE_INPUTS = ('user_indices', 'user_values', 'item_indices', 'item_values')
 
 
@@ -51,12 +53,12 @@ def export_sparse_onnx(
     kinds = {name: torch.int64 if name.endswith('indices') else torch.float32 for name in SPARSE_INPUTS}
     example = {name: torch.zeros(2, 3, dtype=kind) for name, kind in kinds.items()}
     axes = {name: (f'n_{name[:4]}s', f'{name[:4]}_places') for name in SPARSE_INPUTS}
-    write_onnx(_Sparse(copy.deepcopy(model).cpu().eval()), path, example, axes)
+    write_onnx(_Sparse(copy.deepcopy(model).cpu()), path, example, axes)
 
 
 def sparse_session(
     path: Path,  # written by `export_sparse_onnx`
-    threads: int = 0,  # 0: all cores
+    threads: int = 1,  # of one call; 0: all cores
 ) -> ort.InferenceSession:  # checked to have the inputs and outputs above
     "Open the second graph."
     return onnx_session(path, threads, SPARSE_INPUTS)
@@ -72,30 +74,36 @@ def padded(
     indices[used], values[used] = matrix.indices, matrix.data
     return indices, values
 
-# %% ../nbs/26_sparse_onnx.ipynb #1be26ca7
+# %% ../nbs/26_sparse_onnx.ipynb #99da9076
 def sparse_embed(
     session: ort.InferenceSession,  # from `sparse_session`
     side: str,  # `user` or `item`
     matrix: sparse.csr_matrix,  # features (n, width)
     places: int = 4096,  # at most so many in a block, unless a single row has more
+    workers: int = 0,  # blocks at a time; 0: one for each core
 ) -> np.ndarray:  # float32 (n, 128), unit norm
     "Embeddings of all rows, by the second graph."
     counts = np.diff(matrix.indptr)
     order = np.argsort(counts, kind='stable')
     ordered, lengths = matrix[order], np.maximum(counts[order], 1)
     none = {name: np.zeros((0, 0), np.int64 if name.endswith('indices') else np.float32) for name in SPARSE_INPUTS}
-    out, start = np.empty((len(counts), DIMENSION), np.float32), 0
-    while start < len(counts):
+    out, bounds = np.empty((len(counts), DIMENSION), np.float32), [0]
+    while (start := bounds[-1]) < len(counts):
         ahead = lengths[start : start + places]
         fits = np.arange(1, len(ahead) + 1) * ahead <= places
-        stop = start + max(1, int(fits.sum()))
+        bounds.append(start + max(1, int(fits.sum())))
+
+    def work(start: int, stop: int) -> None:
         indices, values = padded(ordered[start:stop])
         feed = none | {f'{side}_indices': indices, f'{side}_values': values}
         out[order[start:stop]] = session.run([f'{side}_embedding'], feed)[0]
-        start = stop
+
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        for _ in pool.map(work, bounds[:-1], bounds[1:]):
+            pass  # an error in a block is raised here
     return out
 
-# %% ../nbs/26_sparse_onnx.ipynb #213b45a1
+# %% ../nbs/26_sparse_onnx.ipynb #aec4e6f9
 def open_embedder(
     dense: Path,  # two_tower_latest.onnx
     second: Path,  # two_tower_latest.sparse.onnx, if there is one
@@ -103,5 +111,5 @@ def open_embedder(
 ) -> Callable[[str, sparse.csr_matrix], np.ndarray]:  # (side, features) to embeddings, float32 (n, 128)
     "Open the graph that is best for whole catalogues."
     if second.is_file():
-        return partial(sparse_embed, sparse_session(second, threads))
+        return partial(sparse_embed, sparse_session(second), workers=threads)
     return partial(onnx_embed, onnx_session(dense, threads))
