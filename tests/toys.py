@@ -11,7 +11,19 @@ from twotower.core import EMBEDDING, ITEM_FEATURES, USER, USER_FEATURES, VIDEO, 
 from twotower.database import DECISIONS, VIDEOS, load_videos, save_decisions, save_profiles
 from twotower.features import encode, fit_encoding
 from twotower.model import TwoTower, export_onnx, onnx_embed, onnx_session
-from twotower.runs import META, MODEL_FILES, ONNX, PT, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, Run, create_run, write_json
+from twotower.runs import (
+    META,
+    MODEL_FILES,
+    ONNX,
+    PT,
+    SPARSE_ONNX,
+    USER_EMBEDDINGS,
+    VIDEO_EMBEDDINGS,
+    Run,
+    create_run,
+    write_json,
+)  # fmt: skip
+from twotower.sparse_onnx import export_sparse_onnx
 
 GENRES = ['Comedy', 'War', 'Drama', 'Western']
 
@@ -39,11 +51,13 @@ def decide(conn, *rows) -> None:
 
 
 @lru_cache
-def _exported(user_width: int, item_width: int) -> bytes:
-    "An ONNX file with random weights; to export one takes seconds."
+def _exported(user_width: int, item_width: int) -> dict[str, bytes]:
+    "Both ONNX files with the same random weights; to export one takes seconds."
+    model = TwoTower(user_width, item_width, hidden=8)
     with tempfile.TemporaryDirectory() as folder:
-        export_onnx(TwoTower(user_width, item_width, hidden=8), Path(folder) / ONNX)
-        return (Path(folder) / ONNX).read_bytes()
+        export_onnx(model, Path(folder) / ONNX)
+        export_sparse_onnx(model, Path(folder) / SPARSE_ONNX)
+        return {name: (Path(folder) / name).read_bytes() for name in (ONNX, SPARSE_ONNX)}
 
 
 def blessed_run(conn, run_id: str) -> Run:
@@ -58,7 +72,8 @@ def blessed_run(conn, run_id: str) -> Run:
     run = create_run(run_id)
     run.model.mkdir()
     write_json(run.model / META, {'encoding': encoding})
-    (run.model / ONNX).write_bytes(_exported(encoding['user']['width'], encoding['item']['width']))
+    for name, content in _exported(encoding['user']['width'], encoding['item']['width']).items():
+        (run.model / name).write_bytes(content)
     (run.model / PT).write_text('weights')
     matrix = encode(encoding, 'item', items)[0]
     vectors = onnx_embed(onnx_session(run.model / ONNX), 'item', matrix)

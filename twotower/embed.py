@@ -6,7 +6,7 @@
 __all__ = ['TASTES', 'live_features', 'Encoder', 'embed_videos', 'embed_users', 'embed_live', 'reflect', 'agreement',
            'half_norms']
 
-# %% ../nbs/04_embed.ipynb #867adf14
+# %% ../nbs/04_embed.ipynb #d6bf9e0d
 import fcntl
 import shutil
 from collections import Counter
@@ -39,10 +39,21 @@ from twotower.core import (
 from .database import load_videos, missing_videos, retried, save_embeddings, similar
 from .features import encode
 from .items_api import JST
-from .model import onnx_embed, onnx_session
 from .prep import number_videos, number_words, user_features
-from .runs import META, ONNX, SUMMARY, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, Run, blessed, read_json, write_json
+from twotower.runs import (
+    META,
+    ONNX,
+    SPARSE_ONNX,
+    SUMMARY,
+    USER_EMBEDDINGS,
+    VIDEO_EMBEDDINGS,
+    Run,
+    blessed,
+    read_json,
+    write_json,
+)
 from .sources import workspace
+from .sparse_onnx import open_embedder
 
 # %% ../nbs/04_embed.ipynb #8b40aa29
 def live_features(
@@ -67,19 +78,20 @@ def live_features(
         moment = f'make_timestamptz({now.cast(pa.int64())})'
         return user_features(con, number_words(con), max_history=max_history, now=moment)
 
-# %% ../nbs/04_embed.ipynb #a16b03da
+# %% ../nbs/04_embed.ipynb #1a40d595
 class Encoder:
-    "The model of a run, from its two files, and what it met that the definition does not know."
+    "The model of a run, from its files, and what it met that the definition does not know."
 
     def __init__(self, run: Run):
-        self.encoding, self.session = read_json(run.model / META)['encoding'], onnx_session(run.model / ONNX)
+        self.encoding = read_json(run.model / META)['encoding']
+        self.vectors = open_embedder(run.model / ONNX, run.model / SPARSE_ONNX)
         self.unknown = {'item': Counter(), 'user': Counter()}
 
     def embed(self, side: str, key: str, rows: pa.Table) -> pa.Table:
         "Embeddings of rows of features; `embeddings_schema(key)`."
         matrix, report = encode(self.encoding, side, rows)
         self.unknown[side].update(report['unknown_words'])
-        vectors = onnx_embed(self.session, side, matrix)
+        vectors = self.vectors(side, matrix)
         lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), DIMENSION)
         return pa.table({key: rows[key], EMBEDDING: lists}, embeddings_schema(key))
 

@@ -6,7 +6,7 @@
 __all__ = ['BY_USER', 'Judged', 'read_embeddings', 'load_judged', 'pair_scores', 'rank', 'rivals', 'by_history',
            'popularity_groups', 'by_popularity', 'score', 'forms_of', 'parity', 'reference', 'judge', 'past_verdicts']
 
-# %% ../nbs/03_eval.ipynb #e84ea407
+# %% ../nbs/03_eval.ipynb #9c7cc011
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +30,9 @@ from twotower.metrics import (
 )  # fmt: skip
 from .model import embed, load_model, onnx_embed, onnx_session
 from twotower.runs import (
-    ITEMS, META, MODEL_FILES, ONNX, PT, TRAIN, USER_EMBEDDINGS, USERS, VAL, VIDEO_EMBEDDINGS, Run, all_runs, blessed, read_json,
+    ITEMS, META, ONNX, PT, SPARSE_ONNX, TRAIN, USER_EMBEDDINGS, USERS, VAL, VIDEO_EMBEDDINGS, Run, all_runs, blessed, files_of, read_json,
 )  # fmt: skip
+from .sparse_onnx import open_embedder
 
 # %% ../nbs/03_eval.ipynb #ec562896
 @dataclass(frozen=True)
@@ -279,7 +280,7 @@ def score(
     columns = {USER: judged.user_ids} | {name: pa.array(v, from_pandas=True) for name, v in by_user.items()}
     return scored, pa.table(columns)
 
-# %% ../nbs/03_eval.ipynb #7f1cef7d
+# %% ../nbs/03_eval.ipynb #02952162
 def forms_of(
     model: Path,  # `model/` of a run
 ) -> dict[
@@ -290,6 +291,7 @@ def forms_of(
     return {
         'torch': lambda side, matrix: embed(getattr(network, side), matrix),
         'onnx': lambda side, matrix: onnx_embed(session, side, matrix),
+        'sparse onnx': open_embedder(model / ONNX, model / SPARSE_ONNX),
     }
 
 
@@ -327,7 +329,7 @@ def parity(
         'forms': {form: {x: _number(v) for x, v in found.items()} for form, found in worst.items()},
     }
 
-# %% ../nbs/03_eval.ipynb #dc573ff6
+# %% ../nbs/03_eval.ipynb #ebe5c789
 BY_USER = 'eval/by_user.parquet'
 
 
@@ -359,7 +361,7 @@ def _with_users(metrics: dict, path: Path) -> Reference:
         return Reference(metrics, None, f'{BY_USER} of run {metrics["run_id"]} is not the one of its verdict')
     return Reference(metrics, pq.read_table(path))
 
-# %% ../nbs/03_eval.ipynb #0c5398b6
+# %% ../nbs/03_eval.ipynb #d2a8a195
 def _notes(last: Reference | None, falls: list[dict], checks: list[dict], names: list[str]) -> list[str]:
     "What a person should know although nothing fails by it."
     remarks = [c['remark'] for c in checks if c['remark']]
@@ -379,7 +381,7 @@ def judge(
     config: SimpleNamespace,  # the parameters of this notebook
 ) -> dict:  # the content of metrics.json
     "Judge a run, and leave its metrics by user in `eval/`."
-    files = {name: sha256(run.model / name) for name in MODEL_FILES}
+    files = {name: sha256(run.model / name) for name in files_of(run.model)}
     last, calibration = reference(run), read_json(run.model / META)['calibration']
     judged, same = load_judged(run.prep, run.model), parity(run.prep, run.model)
     scored, by_user = score(judged, calibration, config.k, config.seed, config.memory_mb)
@@ -390,7 +392,7 @@ def judge(
     reasons = [c['text'] for c in checks if not c['passed']]
     with atomic_file(run.path / BY_USER) as draft:
         pq.write_table(by_user, draft, compression='zstd')
-    if changed := [name for name in MODEL_FILES if sha256(run.model / name) != files[name]]:
+    if changed := [name for name in files if sha256(run.model / name) != files[name]]:
         raise InputError(f'{run.model}: {", ".join(changed)} changed while being judged')
     return {
         'schema_version': 1, 'run_id': run.id, 'verdict': 'fail' if reasons else 'pass', 'reasons': reasons,

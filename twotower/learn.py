@@ -7,9 +7,10 @@ __all__ = ['LIKED', 'DISLIKED', 'NEUTRAL_SEEN', 'OWN_ID', 'POPULARITY', 'Pairs',
            'training_set', 'thin', 'softmax_loss', 'binary_loss', 'hide', 'candidates', 'batch_loss', 'linear_model',
            'start_linear', 'batches', 'checkpoint_name', 'save_checkpoint', 'load_checkpoint', 'fit']
 
-# %% ../nbs/19_learn.ipynb #8ba78991
+# %% ../nbs/19_learn.ipynb #e3792ea7
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,13 +24,13 @@ import torch
 import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from .core import TwotowerError, atomic_file
-from .model import Rows, TwoTower, take, to_rows
+from .core import SettingError, TwotowerError, atomic_file
+from .model import Rows, TwoTower, owners, take, to_rows
+from .optimize import DESCENTS, autocast, pick_device
 
-# %% ../nbs/19_learn.ipynb #72609555
+# %% ../nbs/19_learn.ipynb #dad34411
 LIKED, DISLIKED, NEUTRAL_SEEN = 1, 2, 3
 OWN_ID, POPULARITY = 1, 2
 _KINDS = {'liked': LIKED, 'disliked': DISLIKED, 'neutral': NEUTRAL_SEEN}
@@ -51,7 +52,13 @@ class TrainingSet:
     pairs: Rows  # labelled videos of each user: columns are item rows, values 1 or 0
     widths: tuple[int, int]  # features of a user, of an item
 
+    def to(self, device: torch.device | str) -> 'TrainingSet':
+        "The same on a device."
+        return replace(
+            self, **{name: part.to(device) for name, part in vars(self).items() if isinstance(part, (Rows, Tensor))}
+        )
 
+# %% ../nbs/19_learn.ipynb #19efc453
 def training_set(
     encoding: dict,  # from `features.fit_encoding`
     users: sparse.csr_matrix,  # (n_users, d_user)
@@ -88,22 +95,21 @@ def training_set(
         (users.shape[1], items.shape[1]),
     )
 
-# %% ../nbs/19_learn.ipynb #5db5a4ab
+# %% ../nbs/19_learn.ipynb #f54c8bdc
 def thin(
     rows: Rows,  # features of a batch, n rows
     kinds: Tensor,  # for each entry: which segment of the history it is in, 0 for none; int64 (nnz,)
     keep: Tensor,  # for each entry: does it stay? bool (nnz,)
 ) -> Rows:  # the entries that stay, each segment of a history of length 1
     "Take entries out of a batch."
-    n = len(rows)
-    place = torch.repeat_interleave(torch.arange(n, device=kinds.device), rows.starts.diff())
+    n, place = len(rows), owners(rows)
     group = place * 4 + kinds
     before, after = torch.bincount(group, minlength=4 * n), torch.bincount(group[keep], minlength=4 * n).clamp(min=1)
     values = torch.where(kinds > 0, rows.values * (before / after)[group].sqrt(), rows.values)
     counts = torch.bincount(place[keep], minlength=n)
     return Rows(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), rows.columns[keep], values[keep])
 
-# %% ../nbs/19_learn.ipynb #8088c943
+# %% ../nbs/19_learn.ipynb #b3ae41b2
 Pairs = tuple[Tensor, Tensor]  # rows of users and rows of candidates, int64 (P,) each
 
 
@@ -119,7 +125,7 @@ def softmax_loss(
     hard_weight: float = 1.0,  # how many negatives a dislike counts for, > 0
 ) -> Tensor:  # weighted mean cross entropy in nats, scalar
     "Cross entropy of each target against all candidates."
-    logits = users @ items.T / temperature - log_q
+    logits = (users / temperature) @ items.T - log_q
     if hard is not None and hard_weight != 1:
         logits = logits.index_put(hard, logits.new_tensor(hard_weight).log(), accumulate=True)
     if known is None:
@@ -141,7 +147,7 @@ def binary_loss(
     logits = ((users[pairs[0]] * items[pairs[1]]).sum(1) - 0.5) / temperature
     return F.binary_cross_entropy_with_logits(logits, labels)
 
-# %% ../nbs/19_learn.ipynb #05b84101
+# %% ../nbs/19_learn.ipynb #27f4b29d
 TARGETS = 'all', 'hidden', 'one'
 
 
@@ -154,9 +160,9 @@ def hide(
     generator: torch.Generator,  # of what is hidden
 ) -> tuple[Tensor, Tensor]:  # which entries stay visible, which are targets; bool (nnz,) each
     "What the towers may see of a batch, and what they are asked for."
-    said, chance = kinds > 0, torch.rand(len(kinds), generator=generator).to(kinds.device)
-    place = torch.repeat_interleave(torch.arange(len(rows), device=kinds.device), rows.starts.diff())
-    profile = (torch.rand(len(rows), generator=generator).to(kinds.device) >= profile_share)[place]
+    said, chance = kinds > 0, torch.rand(len(kinds), generator=generator, device=kinds.device)
+    place = owners(rows)
+    profile = (torch.rand(len(rows), generator=generator, device=kinds.device) >= profile_share)[place]
     if targets != 'one':
         visible = chance >= share
         return visible.where(said, profile), said & ~visible if targets == 'hidden' else said
@@ -165,7 +171,7 @@ def hide(
     chosen = said & (chance == highest[place])
     return (~chosen).where(said, profile), chosen
 
-# %% ../nbs/19_learn.ipynb #bf7044a7
+# %% ../nbs/19_learn.ipynb #9f77ab7a
 def candidates(
     rated: Tensor,  # item rows to choose from, sorted, int64
     wanted: Tensor,  # item rows that must be among them, int64
@@ -175,11 +181,11 @@ def candidates(
     "Which items a batch is scored against."
     if not 0 < number < len(rated):
         return rated, 0.0
-    drawn = rated[torch.randint(len(rated), (number,), generator=generator).to(rated.device)]
+    drawn = rated[torch.randint(len(rated), (number,), generator=generator, device=rated.device)]
     rows, counts = torch.cat([wanted, drawn]).unique(return_counts=True)
     return rows, (counts / len(wanted) + number / len(rated)).clamp(max=1).log()
 
-# %% ../nbs/19_learn.ipynb #156a6a8b
+# %% ../nbs/19_learn.ipynb #badcea00
 def batch_loss(
     model: TwoTower,  # in training mode
     data: TrainingSet,  # what to learn from
@@ -197,11 +203,10 @@ def batch_loss(
     wanted = videos[said] if config.loss != 'bce' else pairs.columns
     chosen, log_q = candidates(data.rated, wanted, config.negatives, generator)
     item_rows, item_entries = take(data.items, chosen)
-    known = (torch.rand(len(chosen), generator=generator) >= config.id_dropout).to(chosen.device)
-    known = torch.repeat_interleave(known, item_rows.starts.diff())
-    own = data.own[item_entries]
-    items = model.item(thin(item_rows, own, known | (own == 0)))
-    place = torch.repeat_interleave(torch.arange(len(which), device=which.device), rows.starts.diff())
+    known = torch.rand(len(chosen), generator=generator, device=chosen.device) >= config.id_dropout
+    shown = (data.own[item_entries] == 0) | known[owners(item_rows)]
+    items = model.item(replace(item_rows, values=item_rows.values * shown))
+    place = owners(rows)
     loss = users.new_zeros(())
     if config.loss != 'bce':
         found = torch.searchsorted(chosen, videos.clamp(min=0))
@@ -221,12 +226,11 @@ def batch_loss(
         loss = loss * (1 - config.bce_weight) + config.bce_weight * binary
     if config.loss == 'bce':
         inside = torch.isin(pairs.columns, chosen)
-        whose = torch.repeat_interleave(torch.arange(len(which), device=which.device), pairs.starts.diff())
-        about = whose[inside], torch.searchsorted(chosen, pairs.columns[inside])
+        about = owners(pairs)[inside], torch.searchsorted(chosen, pairs.columns[inside])
         loss = binary_loss(users, items, about, pairs.values[inside], config.temperature)
     return loss
 
-# %% ../nbs/19_learn.ipynb #f0c5397e
+# %% ../nbs/19_learn.ipynb #4c9ae0df
 OTHER = 0.5  # what a video that was seen but not liked says beside a like
 
 
@@ -238,7 +242,7 @@ def linear_model(
 ]:  # vectors of videos in a history; of videos to be found, of equal length: (n_items, dimension) each
     "The best linear recommender of this rank; its score of a video is the history's sum of the former times the latter."
     n_users, n_items = len(data.users), len(data.items)
-    place = torch.repeat_interleave(torch.arange(n_users, device=data.kinds.device), data.users.starts.diff())
+    place = owners(data.users)
     said = (data.kinds > 0) & (data.videos >= 0)
     where, values = torch.stack([place, data.videos])[:, said], torch.where(data.kinds[said] == LIKED, 1.0, OTHER)
     norms = (
@@ -257,7 +261,7 @@ def linear_model(
     found = torch.cat([found, length[:, None]], 1)
     return tuple(F.pad(x, (0, dimension - x.shape[1])) for x in (histories / histories.norm(dim=1).mean(), found))
 
-# %% ../nbs/19_learn.ipynb #cdd9f3d3
+# %% ../nbs/19_learn.ipynb #ad188d25
 _LENGTH, _REST = (
     2.0,
     0.2,
@@ -282,20 +286,19 @@ def start_linear(
     model.user.first.weight[data.users.columns[said], model.user.hidden :] = (
         histories[data.videos[said]] * weights[:, None]
     )
-    row = torch.repeat_interleave(torch.arange(len(data.items), device=data.own.device), data.items.starts.diff())
     own = data.own == OWN_ID
-    model.item.first.weight[data.items.columns[own], model.item.hidden :] = found[row[own]]
+    model.item.first.weight[data.items.columns[own], model.item.hidden :] = found[owners(data.items)[own]]
 
-# %% ../nbs/19_learn.ipynb #ba9de49f
+# %% ../nbs/19_learn.ipynb #2e01ba88
 def batches(
     n: int,  # number of users
     size: int,  # users in a batch
     generator: torch.Generator,  # of the order
 ) -> Iterator[Tensor]:  # int64 (size,), the last one may be shorter
     "Every user once, in random order."
-    return iter(torch.randperm(n, generator=generator).split(size))
+    return iter(torch.randperm(n, generator=generator, device=generator.device).split(size))
 
-# %% ../nbs/19_learn.ipynb #e441ab98
+# %% ../nbs/19_learn.ipynb #87418394
 def checkpoint_name(
     data: TrainingSet,  # what is learned from
     config: SimpleNamespace,  # the parameters of this notebook
@@ -323,10 +326,9 @@ def save_checkpoint(
 ) -> None:
     "Write the state of a training, whole."
     states = {name: part.state_dict() for name, part in parts.items()}
+    dropout = (torch.cuda if generator.device.type == 'cuda' else torch).get_rng_state()
     with atomic_file(path) as draft:
-        torch.save(
-            states | {'batches': generator.get_state(), 'dropout': torch.get_rng_state(), 'history': history}, draft
-        )
+        torch.save(states | {'batches': generator.get_state(), 'dropout': dropout, 'history': history}, draft)
 
 
 def load_checkpoint(
@@ -335,14 +337,14 @@ def load_checkpoint(
     generator: torch.Generator,  # of batches
 ) -> list[dict]:  # the epoch table so far
     "Go back to the state of a training."
-    states = torch.load(path, weights_only=True)
+    states = torch.load(path, map_location='cpu', weights_only=True)
     for name, part in parts.items():
         part.load_state_dict(states[name])
     generator.set_state(states['batches'])
-    torch.set_rng_state(states['dropout'])
+    (torch.cuda if generator.device.type == 'cuda' else torch).set_rng_state(states['dropout'])
     return states['history']
 
-# %% ../nbs/19_learn.ipynb #4afe0228
+# %% ../nbs/19_learn.ipynb #1e230a31
 def fit(
     data: TrainingSet,  # what to learn from
     config: SimpleNamespace,  # the parameters of this notebook
@@ -353,43 +355,38 @@ def fit(
     every: float = 30.0,  # seconds between two checkpoints
 ) -> tuple[TwoTower, list[dict]]:  # the model; one dict for each epoch
     "Train a model."
+    if config.optimizer not in DESCENTS:
+        raise SettingError(f'optimizer is {config.optimizer!r}, must be one of {", ".join(DESCENTS)}')
     torch.manual_seed(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
-    model = TwoTower(*data.widths, config.hidden, config.dropout)
+    device, path = pick_device(config.device), checkpoints and checkpoints / checkpoint_name(data, config, epochs)
+    generator, data = torch.Generator(device).manual_seed(config.seed), data.to(device)
+    model = TwoTower(*data.widths, config.hidden, config.dropout).to(device)
     if config.start == 'linear':
         start_linear(model, data)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True
-    )
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / max(config.warmup, 1), total_iters=config.warmup)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
-    parts = {'model': model, 'optimizer': optimizer, 'schedule': schedule, 'average': average}
-    history, n, saved = [], len(data.users), time.monotonic()
-    path = checkpoints and checkpoints / checkpoint_name(data, config, epochs)
+    descent = DESCENTS[config.optimizer](model, config)
+    parts, history, n, saved = {'model': model, 'descent': descent}, [], len(data.users), time.monotonic()
     if path and path.is_file():
         history = load_checkpoint(path, parts, generator)
     for epoch in tqdm(range(len(history) + 1, epochs + 1), desc='epochs', leave=False):
         model.train()
         total = 0.0
         for number, which in enumerate(batches(n, config.batch_size, generator)):
-            loss = batch_loss(model, data, which, config, generator)
-            if not torch.isfinite(loss):
+            with autocast(config.precision, device):
+                loss = batch_loss(model, data, which, config, generator)
+            if not math.isfinite(value := loss.item()):
                 raise TwotowerError(
-                    f'loss is {loss.item()} in epoch {epoch}, batch {number}: '
+                    f'loss is {value} in epoch {epoch}, batch {number}: '
                     f'lower learning_rate, which is {config.learning_rate}'
                 )
-            optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-            optimizer.step()
-            schedule.step()
-            average.update_parameters(model)
-            total += loss.item() * len(which)
-        history.append({'epoch': epoch, 'train loss': total / n} | (score(average.module) if score else {}))
+            descent.step()
+            total += value * len(which)
+        average = descent.averaged()
+        history.append({'epoch': epoch, 'train loss': total / n} | (score(average) if score else {}))
         best = max(history, key=lambda row: row.get('choice', row['epoch']))
         if patience and epoch - best['epoch'] >= patience:
             break
         if path and time.monotonic() - saved >= every:
             save_checkpoint(path, parts, generator, history)
             saved = time.monotonic()
-    return average.module.eval(), history
+    return descent.averaged().eval(), history

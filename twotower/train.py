@@ -6,7 +6,7 @@
 __all__ = ['ALLOWED', 'set_aside', 'Inner', 'inner_part', 'score', 'calibration', 'check_config', 'train', 'target_weights',
            'Prepared', 'load_prepared', 'embeddings_table', 'save_training']
 
-# %% ../nbs/02_train.ipynb #fd5ce8ae
+# %% ../nbs/02_train.ipynb #b48dd507
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +27,19 @@ from .features import encode, fit_encoding
 from .learn import LIKED, TARGETS, TrainingSet, fit, softmax_loss, thin, training_set
 from .metrics import calibrate, ranking_metrics, top_k
 from .model import Rows, TwoTower, embed, export_onnx, save_weights
-from .runs import ITEMS, META, ONNX, PT, TRAIN, USER_EMBEDDINGS, USERS, VIDEO_EMBEDDINGS, write_json
+from twotower.runs import (
+    ITEMS,
+    META,
+    ONNX,
+    PT,
+    SPARSE_ONNX,
+    TRAIN,
+    USER_EMBEDDINGS,
+    USERS,
+    VIDEO_EMBEDDINGS,
+    write_json,
+)
+from .sparse_onnx import export_sparse_onnx
 
 # %% ../nbs/02_train.ipynb #035f7319
 def set_aside(
@@ -177,7 +189,7 @@ class Prepared:
     items: sparse.csr_matrix  # (n_items, d_item)
     data: TrainingSet  # what to learn from
 
-# %% ../nbs/02_train.ipynb #1a91b66b
+# %% ../nbs/02_train.ipynb #becf6a48
 def load_prepared(
     folder: Path,  # `prep/` of a run
     config: SimpleNamespace,  # star_weight, seen_weight, dislike_weight and which features to use
@@ -225,9 +237,10 @@ def save_training(
     prepared: Prepared,  # what it was trained on
     facts: dict,  # JSON values: run_id, calibration, whatever else is worth keeping
 ) -> None:
-    "Write weights, ONNX, embeddings and model_meta.json."
+    "Write weights, both ONNX graphs, embeddings and model_meta.json."
     save_weights(model, folder / PT)
     export_onnx(model, folder / ONNX)
+    export_sparse_onnx(model, folder / SPARSE_ONNX)
     for name, key, ids, vectors in [
         (USER_EMBEDDINGS, USER, prepared.user_ids, embed(model.user, prepared.users)),
         (VIDEO_EMBEDDINGS, VIDEO, prepared.item_ids, embed(model.item, prepared.items)),

@@ -206,3 +206,43 @@ export async function embed(session, side, vectors) {
   const dimension = result.dims[1];
   return Array.from({ length: vectors.rows }, (_, i) => data.slice(i * dimension, (i + 1) * dimension));
 }
+
+/**
+ * Positions and values of what is set in each row, as two_tower_latest.sparse.onnx takes them; −1 fills up the shorter rows.
+ *
+ * @param {Vectors} vectors @returns {{ indices: BigInt64Array, values: Float32Array, rows: number, places: number }}
+ */
+export function sparse({ data, rows, width }) {
+  const set = Array.from({ length: rows }, () => []);
+  data.forEach((value, i) => value !== 0 && set[Math.floor(i / width)].push(i % width));
+  const places = Math.max(0, ...set.map((row) => row.length));
+  const indices = new BigInt64Array(rows * places).fill(-1n);
+  const values = new Float32Array(rows * places);
+  set.forEach((row, i) =>
+    row.forEach((position, j) => {
+      indices[i * places + j] = BigInt(position);
+      values[i * places + j] = data[i * width + position];
+    }),
+  );
+  return { indices, values, rows, places };
+}
+
+/**
+ * Ask one tower of the second graph, which takes a fraction of the memory where vectors are wide.
+ *
+ * @param {import('onnxruntime-common').InferenceSession} session of two_tower_latest.sparse.onnx
+ * @param {Side} side @param {ReturnType<typeof sparse>} given
+ * @returns {Promise<Float32Array[]>} an embedding of length 1 for each row
+ */
+export async function embedSparse(session, side, { indices, values, rows, places }) {
+  /** @type {Record<string, Tensor>} */
+  const feeds = {};
+  for (const name of ['user', 'item']) {
+    const [i, v, dims] = name === side ? [indices, values, [rows, places]] : [new BigInt64Array(0), new Float32Array(0), [0, 0]];
+    feeds[`${name}_indices`] = new Tensor('int64', i, dims);
+    feeds[`${name}_values`] = new Tensor('float32', v, dims);
+  }
+  const result = (await session.run(feeds, [`${side}_embedding`]))[`${side}_embedding`];
+  const data = /** @type {Float32Array} */ (result.data);
+  return Array.from({ length: rows }, (_, i) => data.slice(i * result.dims[1], (i + 1) * result.dims[1]));
+}
