@@ -309,7 +309,7 @@ CHOICES = {
         'start at random': {'start': 'random'},
         'profile always shown': {'profile_dropout': 0.0},
         'ids always shown': {'id_dropout': 0.0},
-        'ids hidden of 30 %': {'id_dropout': 0.3},
+        'ids hidden of 60 %': {'id_dropout': 0.6},
         'with titles': {'use_title_feature': True},
         'no hidden layer': {'hidden': 0, 'dropout': 0.0},
         'temperature 0.13': {'temperature': 0.13},

@@ -230,7 +230,7 @@ def batch_loss(
         loss = binary_loss(users, items, about, pairs.values[inside], config.temperature)
     return loss
 
-# %% ../nbs/19_learn.ipynb #4c9ae0df
+# %% ../nbs/19_learn.ipynb #b6448e8b
 OTHER = 0.5  # what a video that was seen but not liked says beside a like
 
 
@@ -239,7 +239,7 @@ def linear_model(
     dimension: int,  # numbers in an embedding, >= 2
 ) -> tuple[
     Tensor, Tensor
-]:  # vectors of videos in a history; of videos to be found, of equal length: (n_items, dimension) each
+]:  # vectors of videos in a history; of videos to be found, of length 1: (n_items, dimension) each
     "The best linear recommender of this rank; its score of a video is the history's sum of the former times the latter."
     n_users, n_items = len(data.users), len(data.items)
     place = owners(data.users)
@@ -251,33 +251,23 @@ def linear_model(
     matrix = torch.sparse_coo_tensor(
         where, values / norms[where[1]], (n_users, n_items), check_invariants=False
     ).coalesce()
-    rank = min(dimension - 1, n_users, n_items)
+    rank = min(dimension, n_users, n_items)
     _, s, v = torch.svd_lowrank(matrix, min(rank + 16, n_users, n_items), niter=4)
     s, v = s[:rank], v[:, :rank]
     v = v * (s.square() / (s.square() + s[rank // 2].square())).sqrt()
     histories, found = v / norms[:, None], v * norms[:, None]
-    found = found / found.norm(dim=1).max()
-    length = (1 - found.square().sum(1)).clamp(min=0).sqrt()
-    found = torch.cat([found, length[:, None]], 1)
-    return tuple(F.pad(x, (0, dimension - x.shape[1])) for x in (histories / histories.norm(dim=1).mean(), found))
+    sides = histories / histories.norm(dim=1).mean(), F.normalize(found, dim=1)
+    return tuple(F.pad(x, (0, dimension - rank)) for x in sides)
 
-# %% ../nbs/19_learn.ipynb #ad188d25
-_LENGTH, _REST = (
-    2.0,
-    0.2,
-)  # of the weights that start as the linear model; of all others, as a share of what they would be
-
-
+# %% ../nbs/19_learn.ipynb #b64b14ca
 @torch.no_grad()
 def start_linear(
     model: TwoTower,  # new; changed in place
     data: TrainingSet,  # what to learn from
 ) -> None:
     "Let the towers begin as the linear model."
-    histories, found = (x * _LENGTH for x in linear_model(data, model.user.dimension))
+    histories, found = linear_model(data, model.user.dimension)
     for tower in (model.user, model.item):
-        tower.first.weight[:, tower.hidden :] *= _REST
-        tower.bias[tower.hidden :] *= _REST
         if tower.second is not None:
             tower.second.weight.zero_()
             tower.second.bias.zero_()
