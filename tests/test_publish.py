@@ -604,7 +604,7 @@ def test_sigkill_at_every_step_of_publish(place, toy_run, tmp_path, killed_at):
         publish(store, new)
         assert check_whole(store, tmp_path / f'fetched{n}', new) == 'new'
         assert [a['run_id'] for a in activations(store)] == ['new', 'old']
-        assert len(store.list('')) == 2 * 7 + 2 + 1 + 2 * 3
+        assert len(store.list('')) == 2 * (len(MODEL_FILES) + 2) + 2 + 1 + 2 * 3
         check_mirror(store, new)
         shutil.rmtree(tmp_path / f'fetched{n}')
         if not killed:
