@@ -19,12 +19,12 @@ from twotower.report import BLUE, GREY, ORANGE, use_style
 SPLITS = {'random': 'recall@20', 'users': 'recall@20', 'cold': 'recall@20 among cold'}
 
 
-def table(folder: Path) -> pd.DataFrame:  # one row for each choice: means over the seeds
+def table(folder: Path, splits: list[str]) -> pd.DataFrame:  # one row for each choice: means over the seeds
     "Everything that was measured, in the order of CHOICES."
-    parts = {kind: collect(folder, kind).groupby('model') for kind in SPLITS}
+    parts = {kind: collect(folder, kind).groupby('model') for kind in splits}
     means = {kind: part.mean(numeric_only=True) for kind, part in parts.items()}
-    columns = {f'{kind}: {column}': means[kind][column] for kind, column in SPLITS.items()}
-    columns |= {'random: auc': means['random']['auc'], 'spread': parts['random']['recall@20'].std()}
+    columns = {f'{kind}: {column}': means[kind][column] for kind, column in SPLITS.items() if kind in splits}
+    columns |= {'random: auc': means['random']['auc'], 'random: ndcg@20': means['random']['ndcg@20']}
     rows = pd.DataFrame(columns)
     names = [(group, name) for group, choices in CHOICES.items() for name in choices]
     return rows.loc[[f'our towers: {name}' for _, name in names]].set_axis(pd.MultiIndex.from_tuples(names))
@@ -47,6 +47,8 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
     for axis, group in zip(axes[1:], others, strict=True):
         part = rows.loc[group]
         for marker, colour, (kind, column) in zip('osD', (BLUE, ORANGE, GREY), SPLITS.items(), strict=True):
+            if f'{kind}: {column}' not in part:
+                continue
             axis.plot(part[f'{kind}: {column}'], range(len(part)), marker, color=colour, label=kind)
         axis.set(title=group.capitalize(), xlabel='recall@20', yticks=range(len(part)), yticklabels=part.index)
         axis.invert_yaxis()
@@ -56,6 +58,7 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
 
 def main(
     seeds: Annotated[int, typer.Option(help='how many divisions of each split')] = 3,
+    splits: Annotated[str, typer.Option(help='random and any of users, cold')] = ' '.join(SPLITS),
     out: Annotated[Path, typer.Option(help='results; a run that was cut off goes on here')] = ROOT
     / 'outputs'
     / 'choices',
@@ -63,9 +66,9 @@ def main(
 ) -> None:
     "Fit every choice in three splits on MovieLens-100K, print a table, draw a picture."
     names = [f'our towers: {name}' for choices in CHOICES.values() for name in choices]
-    for kind in SPLITS:
+    for kind in splits.split():
         run_split(None, kind, seeds, names, out)
-    rows = table(out)
+    rows = table(out, splits.split())
     print(markdown(rows.droplevel(0).map('{:.3f}'.format)))
     draw(rows, picture)
 

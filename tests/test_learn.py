@@ -13,8 +13,8 @@ from twotower.optimize import DESCENTS
 
 torch.set_num_threads(1)  # children are forked below, and threads don't survive that
 SETTINGS = dict(
-    loss='softmax', bce_weight=0.5, temperature=0.2, targets='all', mask_known=False, hard_weight=1.0,
-    history_dropout=0.4, id_dropout=0.1, negatives=5, average=0.9, warmup=2, hidden=8, dropout=0.5, batch_size=7,
+    loss='softmax', start='linear', bce_weight=0.5, temperature=0.2, targets='all', mask_known=False, hard_weight=1.0,
+    history_dropout=0.4, profile_dropout=0.5, id_dropout=0.1, negatives=5, average=0.9, warmup=2, hidden=8, dropout=0.5, batch_size=7,
     learning_rate=0.01, weight_decay=0.01, clip_norm=1.0, seed=0, device='cpu', precision='float32',
 )  # fmt: skip
 
