@@ -31,28 +31,20 @@ def table(folder: Path, splits: list[str]) -> pd.DataFrame:  # one row for each 
 
 
 def draw(rows: pd.DataFrame, path: Path) -> None:
-    "Losses by what they trade; everything else by what it does in three splits."
+    "Losses by recall and AUC; everything else by what it does in the splits."
     use_style()
     figure, axes = plt.subplots(1, 3, figsize=(17, 4.6), layout='constrained')
-    loss, *others = CHOICES
-    points = rows.loc[loss]
-    for i, (name, row) in enumerate(points.iterrows()):
-        colour = BLUE if i == 0 else ORANGE if name == 'binary' else GREY
-        axes[0].plot(row['random: auc'], row['random: recall@20'], 'o', color=colour)
-        axes[0].annotate(
-            name, (row['random: auc'], row['random: recall@20']), xytext=(5, 3), textcoords='offset points', fontsize=8
-        )
-    axes[0].set(title='Losses', xlabel='AUC of likes against dislikes', ylabel='recall@20', ylim=(0, None))
-    axes[0].margins(x=0.25)
-    for axis, group in zip(axes[1:], others, strict=True):
-        part = rows.loc[group]
-        for marker, colour, (kind, column) in zip('osD', (BLUE, ORANGE, GREY), SPLITS.items(), strict=True):
-            if f'{kind}: {column}' not in part:
-                continue
-            axis.plot(part[f'{kind}: {column}'], range(len(part)), marker, color=colour, label=kind)
-        axis.set(title=group.capitalize(), xlabel='recall@20', yticks=range(len(part)), yticklabels=part.index)
+    shown = {'known users: recall@20': 'random: recall@20', 'likes against dislikes: AUC': 'random: auc'}
+    names = {'random': 'known users', 'users': 'new users', 'cold': 'new videos'}
+    others = {f'{names[kind]}: recall@20': f'{kind}: {column}' for kind, column in SPLITS.items()}
+    for axis, group in zip(axes, CHOICES, strict=True):
+        part, series = rows.loc[group], shown if group == 'loss' else others
+        for marker, colour, (label, column) in zip('osD', (BLUE, ORANGE, GREY), series.items(), strict=False):
+            if column in part:
+                axis.plot(part[column], range(len(part)), marker, color=colour, label=label)
+        axis.set(title=group.capitalize(), yticks=range(len(part)), yticklabels=part.index)
         axis.invert_yaxis()
-        axis.legend()
+        axis.legend(loc='upper center', bbox_to_anchor=(0.5, -0.06), ncols=3)
     figure.savefig(path, dpi=110)
 
 

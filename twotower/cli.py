@@ -406,7 +406,7 @@ def run_command(
         raise typer.Exit(1)
     typer.echo('\n' + '\n'.join(summary_lines(run)))
 
-# %% ../nbs/07_cli.ipynb #7dc267e6
+# %% ../nbs/07_cli.ipynb #bd03097a
 @app.command()
 def summary(
     run_id: Annotated[str, typer.Argument(help='An id, or newest, latest, stable.')] = 'newest',
@@ -433,7 +433,7 @@ def movielens(
     for name, value in load(folder).items():
         typer.echo(f'{name:<15} {value:,}' if isinstance(value, int) else f'{name:<15} {value}')
 
-
+# %% ../nbs/07_cli.ipynb #8bcc476c
 def _tries(path: Path, given: list[str]) -> dict[str, list]:
     "Values to try, by parameter, of the kinds that 02_train declares."
     kinds, values = declared(project_file('nbs/02_train.ipynb')), {}
@@ -487,7 +487,7 @@ def sweep_command(
         keep(own, best)
         typer.echo(f'written: {own}')
 
-
+# %% ../nbs/07_cli.ipynb #6dee9f5e
 def main() -> None:
     "The `twotower` command: an error that a person can mend is one line, and not a traceback."
     try:

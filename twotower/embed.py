@@ -6,12 +6,12 @@
 __all__ = ['TASTES', 'live_features', 'Encoder', 'embed_videos', 'embed_users', 'embed_live', 'reflect', 'agreement',
            'half_norms']
 
-# %% ../nbs/04_embed.ipynb #d6bf9e0d
+# %% ../nbs/04_embed.ipynb #189e1f31
 import fcntl
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path
@@ -188,17 +188,18 @@ def embed_live(
             write_json(draft / SUMMARY, summary | {'unknown_words': encoder.unknown})
     return folder
 
-# %% ../nbs/04_embed.ipynb #9ed3aec2
+# %% ../nbs/04_embed.ipynb #c902f645
 def _save_live(conn: psycopg.Connection, folder: Path, version: str, dry_run: bool) -> Iterator[tuple[str, dict]]:
     "Save the files of a live folder piece by piece; whose, and what became of the rows."
     for key, name in [(USER, USER_EMBEDDINGS), (VIDEO, VIDEO_EMBEDDINGS)]:
         if not (folder / name).is_file():
             continue
-        with pq.ParquetFile(folder / name) as file:
+        tastes = pq.ParquetFile(folder / TASTES) if key == USER and not dry_run else nullcontext()
+        with pq.ParquetFile(folder / name) as file, tastes:
             for i in range(file.num_row_groups):
                 yield key, save_embeddings(conn, file.read_row_group(i), key, version, dry_run)
                 if key == USER and not dry_run:
-                    remember_taste(conn, pq.ParquetFile(folder / TASTES).read_row_group(i))
+                    remember_taste(conn, tastes.read_row_group(i))
 
 
 def _save_run(
@@ -212,7 +213,7 @@ def _save_run(
     videos = read_table(run.model / VIDEO_EMBEDDINGS, embeddings_schema(VIDEO))
     yield VIDEO, save_embeddings(conn, videos, VIDEO, version, dry_run)
 
-
+# %% ../nbs/04_embed.ipynb #1070a7c6
 def reflect(
     conn: psycopg.Connection,  # migrated
     run: Run,  # its model must have passed

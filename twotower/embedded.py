@@ -186,7 +186,7 @@ def _boot(folder: Path) -> bool:
     _disown_pid(data)
     return _server_run('pg_ctl', 'start', '--wait', '-D', data, '-l', data / 'log')[0] == 0
 
-# %% ../nbs/18_embedded.ipynb #107aca4d
+# %% ../nbs/18_embedded.ipynb #f45da5e6
 _users: dict[Path, int] = {}  # the lock that this process holds, per folder
 
 
@@ -226,7 +226,7 @@ def start(
     last = '\n'.join(log.read_text(errors='replace').splitlines()[-10:]) if log.exists() else 'it has left no log'
     raise OutsideError(f'the embedded PostgreSQL in {folder} does not start:\n{last}')
 
-
+# %% ../nbs/18_embedded.ipynb #690b8086
 def stop(
     folder: Path,  # as given to `start`
 ) -> None:

@@ -210,7 +210,7 @@ def fit_encoding(
         encoding[side] = {'width': offset, 'segments': entries}
     return encoding
 
-# %% ../nbs/11_features.ipynb #834a0162
+# %% ../nbs/11_features.ipynb #de297b96
 _BLOCK = 1 << 16  # rows at a time
 
 
@@ -259,7 +259,7 @@ def _check_definition(encoding: dict, side: str, columns: list[str]) -> None:
             raise InputError(f'{side} column {s["column"]} is there more than once')
         offset += s['width']
 
-
+# %% ../nbs/11_features.ipynb #22bd7e04
 def encode(
     encoding: dict,  # from `fit_encoding` or model_meta.json
     side: str,  # `item` or `user`

@@ -324,13 +324,13 @@ def number_words(
         words[column] = pa.array(found['word'].to_pylist(), pa.string())
     return words
 
-# %% ../nbs/01_prep.ipynb #8be1e3bf
+# %% ../nbs/01_prep.ipynb #4c71feb7
 def _spelled(lists: pa.ChunkedArray, words: pa.Array) -> pa.ListArray:
     "Lists of numbers as lists of the words they stand for."
     lists = lists.combine_chunks()
     return pa.ListArray.from_arrays(lists.offsets, words.take(lists.flatten()))
 
-
+# %% ../nbs/01_prep.ipynb #92f553ca
 def user_features(
     con: duckdb.DuckDBPyConnection,  # a workspace with the tables `videos`, `people` and `train`
     words: dict[str, pa.Array],  # of `number_words`

@@ -299,7 +299,7 @@ def render(
     with atomic_file(html) as draft:
         draft.write_text(page(html.stem, '\n'.join(parts)), encoding='utf-8')
 
-# %% ../nbs/09_report.ipynb #1878efcb
+# %% ../nbs/09_report.ipynb #2687fdda
 def metrics_frame(
     metrics: dict,  # content of metrics.json
 ) -> pd.DataFrame:  # a row per metric: metric, model, interval, one column per baseline
@@ -319,7 +319,7 @@ def metrics_frame(
         )
     return pd.DataFrame(rows)
 
-
+# %% ../nbs/09_report.ipynb #a04fb5f8
 def _stage_row(run: Run, notebook: Path) -> str:
     content = read_json(notebook)
     facts = content['metadata'].get('papermill', {})

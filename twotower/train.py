@@ -189,7 +189,7 @@ class Prepared:
     items: sparse.csr_matrix  # (n_items, d_item)
     data: TrainingSet  # what to learn from
 
-# %% ../nbs/02_train.ipynb #becf6a48
+# %% ../nbs/02_train.ipynb #e613fa4b
 def load_prepared(
     folder: Path,  # `prep/` of a run
     config: SimpleNamespace,  # star_weight, seen_weight, dislike_weight and which features to use
@@ -220,7 +220,7 @@ def load_prepared(
         encoding, user_ids, item_ids, *matrices, training_set(encoding, *matrices, item_ids, weights, pairs)
     )
 
-
+# %% ../nbs/02_train.ipynb #5d584748
 def embeddings_table(
     key: str,  # `USER` or `VIDEO`
     ids: pa.Array,  # (n,)
