@@ -11,7 +11,7 @@ import httpx
 import pytest
 from storage3 import SyncStorageClient
 from storage3.exceptions import StorageApiError
-from storage_server import ANON_KEY, PUBLISHABLE_KEY, SECRET_KEY, SERVICE_KEY, StorageServer, legacy_key
+from storage_server import ANON_KEY, PUBLISHABLE_KEY, SECRET_KEY, SERVICE_KEY, Refused, StorageServer, legacy_key
 
 from twotower.core import OutsideError, SettingError
 from twotower.store import ExistsError, MissingError, open_store
@@ -194,6 +194,27 @@ def test_a_key_that_may_not_write_is_refused_before_any_request(server, key):
         SupabaseStore(server.url, key, 'models')
     assert key not in ''.join(traceback.format_exception(refused.value))
     assert server.requests == []
+
+
+@pytest.mark.parametrize('key', [SECRET_KEY + '\n', SERVICE_KEY + '\r\n', SECRET_KEY + 'é'])
+@pytest.mark.fault('the key was copied with a line break or another stray character', sees='to copy it again')
+def test_a_key_that_can_not_be_sent_is_refused_before_any_request(server, key):
+    with pytest.raises(SettingError, match='SUPABASE_SERVICE_ROLE_KEY holds a space, a line break or') as refused:
+        SupabaseStore(server.url, key, 'models')
+    assert key[:-2] not in ''.join(traceback.format_exception(refused.value))
+    assert server.requests == []
+
+
+@pytest.mark.parametrize('status', [400, 500])
+def test_a_key_that_the_service_repeats_is_not_shown(server, store, file, monkeypatch, status):
+    def repeat(*_):
+        raise Refused(status, 'Repeated', 'x' * 190 + SECRET_KEY)  # longer than what is shown of it
+
+    monkeypatch.setattr(server.http.RequestHandlerClass, 'perform', repeat)
+    for use in (lambda: store.put('k', file('1'), create_only=True), lambda: store.read('k'), lambda: store.list('')):
+        with pytest.raises(OutsideError, match=f'answered {status}') as refused:
+            use()
+        assert 'sb_secret' not in ''.join(traceback.format_exception(refused.value))
 
 
 EXPIRED, FOREIGN = legacy_key('service_role', 1.6e9), SERVICE_KEY[:-4] + 'AAAA'

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Answer', 'check_service_key', 'storage_url', 'Conversation', 'SupabaseStore']
 
-# %% ../nbs/20_supabase_store.ipynb #caf22240
+# %% ../nbs/20_supabase_store.ipynb #9b22cf1b
 import base64
 import hashlib
 import io
 import itertools
 import json
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -36,7 +37,7 @@ from .store import ExistsError, MissingError, check_key
 
 Answer = TypeVar('Answer')
 
-# %% ../nbs/20_supabase_store.ipynb #88124792
+# %% ../nbs/20_supabase_store.ipynb #a953d117
 _VARIABLE = 'SUPABASE_SERVICE_ROLE_KEY'
 
 
@@ -53,7 +54,9 @@ def _claims(key: str) -> dict:
 def check_service_key(
     key: str,  # `sb_secret_…`, or the legacy key of the role service_role
 ) -> str:  # the same
-    "Refuse a key that may not write; the error does not show it."
+    "Refuse a key that may not write or can not be sent; the error does not show it."
+    if not re.fullmatch(r'[\x21-\x7e]*', key):
+        raise SettingError(f'{_VARIABLE} holds a space, a line break or a character that is not ASCII: copy it again')
     role = _claims(key).get('role')
     if key.startswith('sb_publishable_') or role == 'anon':
         kind = 'publishable' if role is None else 'anon'
@@ -161,7 +164,7 @@ def _status(said: object, response: httpx.Response | None) -> int:
     "The status in the body of an answer, else that of the answer."
     return int(said) if str(said).isdecimal() else response.status_code if response is not None else 500
 
-# %% ../nbs/20_supabase_store.ipynb #a144acaa
+# %% ../nbs/20_supabase_store.ipynb #8c7c81f3
 class Conversation:
     "Requests to one bucket, each made as often as it takes."
 
@@ -184,7 +187,7 @@ class Conversation:
 
     def error(self, status: int, said: str, key: str) -> TwotowerError:
         "What an answer means."
-        said = _said(said).replace(self.key, '***')
+        said = _said(said.replace(self.key, '***'))
         return _explained(status, said, self.name, self.where, key, _claims(self.key).get('exp'))
 
     def once(self, work: Callable[[], Answer], key: str) -> Answer:
@@ -196,11 +199,11 @@ class Conversation:
             found = self.error(_status(error.status, response), error.message, key)
             if isinstance(found, _Again):
                 found.wait = _retry_after(response)
-            raise found from error
+            raise found from None
         except httpx.TransportError as error:
-            raise _Again(f'{self.where}: {type(error).__name__} {error}'.replace(self.key, '***')) from error
+            raise _Again(f'{self.where}: {type(error).__name__} {error}'.replace(self.key, '***')) from None
         except (ValueError, LookupError, TypeError) as error:
-            raise _Again(f'{self.where} gave an answer that is not understood: {type(error).__name__}') from error
+            raise _Again(f'{self.where} gave an answer that is not understood: {type(error).__name__}') from None
 
     def patiently(self, work: Callable[[int], Answer]) -> Answer:
         "Call `work` with the number of the attempt, from 1, until it asks for no other."
