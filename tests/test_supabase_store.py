@@ -315,6 +315,13 @@ def test_a_pause_that_is_asked_for_is_made(server, store, pauses):
     assert pauses == [7, 7, 60]
 
 
+def test_a_pause_that_is_asked_for_is_made_before_a_download_too(server, store, file, pauses):
+    store.put('k', file('1'), create_only=True)
+    server.fail(429, 'GET /object/models/k', retry_after='7')
+    assert store.read('k') == b'1'
+    assert pauses == [7]
+
+
 @pytest.mark.parametrize('how', ['lost', 'late'])
 @pytest.mark.fault('an object is created, but the answer is lost', sees='nothing: the object is known as our own')
 def test_an_object_whose_answer_was_lost_is_our_own(server, store, file, how):

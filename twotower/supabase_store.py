@@ -164,7 +164,7 @@ def _status(said: object, response: httpx.Response | None) -> int:
     "The status in the body of an answer, else that of the answer."
     return int(said) if str(said).isdecimal() else response.status_code if response is not None else 500
 
-# %% ../nbs/20_supabase_store.ipynb #8c7c81f3
+# %% ../nbs/20_supabase_store.ipynb #84a5a5cf
 class Conversation:
     "Requests to one bucket, each made as often as it takes."
 
@@ -185,10 +185,13 @@ class Conversation:
         if response.request.method != 'GET' and 'date' in response.headers:
             self.heard = time.monotonic(), parsedate_to_datetime(response.headers['date'])
 
-    def error(self, status: int, said: str, key: str) -> TwotowerError:
-        "What an answer means."
+    def error(self, status: int, said: str, key: str, response: httpx.Response | None) -> TwotowerError:
+        "What an answer means, and how long the service wants to be left alone."
         said = _said(said.replace(self.key, '***'))
-        return _explained(status, said, self.name, self.where, key, _claims(self.key).get('exp'))
+        found = _explained(status, said, self.name, self.where, key, _claims(self.key).get('exp'))
+        if isinstance(found, _Again):
+            found.wait = _retry_after(response)
+        return found
 
     def once(self, work: Callable[[], Answer], key: str) -> Answer:
         "One request about the object `key`; what storage3 and httpx raise becomes an error of ours."
@@ -196,10 +199,7 @@ class Conversation:
             return work()
         except StorageApiError as error:
             response = _response(error)
-            found = self.error(_status(error.status, response), error.message, key)
-            if isinstance(found, _Again):
-                found.wait = _retry_after(response)
-            raise found from None
+            raise self.error(_status(error.status, response), error.message, key, response) from None
         except httpx.TransportError as error:
             raise _Again(f'{self.where}: {type(error).__name__} {error}'.replace(self.key, '***')) from None
         except (ValueError, LookupError, TypeError) as error:
@@ -210,7 +210,7 @@ class Conversation:
         numbers = itertools.count(1)
         return _retrying(self.attempts, self.sleep)(lambda: work(next(numbers)))
 
-# %% ../nbs/20_supabase_store.ipynb #2b7c8b6d
+# %% ../nbs/20_supabase_store.ipynb #db67487a
 def _receive(talk: Conversation, key: str, file: BinaryIO, fresh: bool) -> tuple[int, str]:
     "Write an object into `file`; its size and sha256 as they arrived."
     params = {'fresh': uuid.uuid4().hex} if fresh else None
@@ -219,7 +219,7 @@ def _receive(talk: Conversation, key: str, file: BinaryIO, fresh: bool) -> tuple
         if response.status_code != 200:
             text = response.read().decode(errors='replace')
             body = json.loads(text) if text.startswith('{') else {}
-            raise talk.error(_status(body.get('statusCode'), response), str(body.get('message', text)), key)
+            raise talk.error(_status(body.get('statusCode'), response), str(body.get('message', text)), key, response)
         for block in response.iter_bytes(1 << 20):
             size += file.write(block)
             digest.update(block)
