@@ -399,8 +399,21 @@ def test_an_object_put_by_other_means_can_be_read(server, store, file):
 def test_an_answer_that_makes_no_sense(server, store, file, monkeypatch):
     monkeypatch.setattr(server.http.RequestHandlerClass, 'perform', lambda *_: {'unexpected': 1})
     for use in (lambda: store.put('k', file('1'), create_only=True), lambda: store.list('')):
-        with pytest.raises(OutsideError, match=r'gave an answer that is not understood: .*asked 4 times'):
+        with pytest.raises(OutsideError, match=r'gave an answer that is not understood: \w+$'):
             use()
+    assert len(server.requests) == 2  # nothing is asked twice
+
+
+def test_an_answer_whose_compression_is_broken_is_asked_for_again(server, store, file, monkeypatch):
+    store.put('k', file('1'), create_only=True)
+    sound, odd = server.http.RequestHandlerClass.answer, [{'Content-Encoding': 'gzip'}]
+
+    def answer(self, status, content, headers, half=False):
+        sound(self, status, content, headers | (odd.pop() if odd and content == b'1' else {}), half)
+
+    monkeypatch.setattr(server.http.RequestHandlerClass, 'answer', answer)
+    assert store.read('k') == b'1'
+    assert (odd, server.count('GET /object/models/k')) == ([], 2)
 
 
 # time and place

@@ -37,18 +37,26 @@ from .store import ExistsError, MissingError, check_key
 
 Answer = TypeVar('Answer')
 
-# %% ../nbs/20_supabase_store.ipynb #a953d117
+# %% ../nbs/20_supabase_store.ipynb #cbeb2cff
 _VARIABLE = 'SUPABASE_SERVICE_ROLE_KEY'
+
+
+def _parsed(text: str | bytes) -> dict:
+    "A JSON object; an empty one if the text is none."
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _claims(key: str) -> dict:
     "What a JSON Web Token says, without a check of its signature; nothing if it is none."
     parts = key.split('.')
     try:
-        claims = json.loads(base64.urlsafe_b64decode(parts[1] + '=' * (-len(parts[1]) % 4))) if len(parts) == 3 else {}
-    except ValueError:
+        return _parsed(base64.urlsafe_b64decode(parts[1] + '=' * (-len(parts[1]) % 4))) if len(parts) == 3 else {}
+    except ValueError:  # not in base64
         return {}
-    return claims if isinstance(claims, dict) else {}
 
 
 def check_service_key(
@@ -164,7 +172,7 @@ def _status(said: object, response: httpx.Response | None) -> int:
     "The status in the body of an answer, else that of the answer."
     return int(said) if str(said).isdecimal() else response.status_code if response is not None else 500
 
-# %% ../nbs/20_supabase_store.ipynb #84a5a5cf
+# %% ../nbs/20_supabase_store.ipynb #53b13220
 class Conversation:
     "Requests to one bucket, each made as often as it takes."
 
@@ -200,17 +208,17 @@ class Conversation:
         except StorageApiError as error:
             response = _response(error)
             raise self.error(_status(error.status, response), error.message, key, response) from None
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:  # also an answer whose compression is broken
             raise _Again(f'{self.where}: {type(error).__name__} {error}'.replace(self.key, '***')) from None
-        except (ValueError, LookupError, TypeError) as error:
-            raise _Again(f'{self.where} gave an answer that is not understood: {type(error).__name__}') from None
+        except (ValueError, LookupError, TypeError) as error:  # it would be no better the next time
+            raise OutsideError(f'{self.where} gave an answer that is not understood: {type(error).__name__}') from None
 
     def patiently(self, work: Callable[[int], Answer]) -> Answer:
         "Call `work` with the number of the attempt, from 1, until it asks for no other."
         numbers = itertools.count(1)
         return _retrying(self.attempts, self.sleep)(lambda: work(next(numbers)))
 
-# %% ../nbs/20_supabase_store.ipynb #db67487a
+# %% ../nbs/20_supabase_store.ipynb #bfc43850
 def _receive(talk: Conversation, key: str, file: BinaryIO, fresh: bool) -> tuple[int, str]:
     "Write an object into `file`; its size and sha256 as they arrived."
     params = {'fresh': uuid.uuid4().hex} if fresh else None
@@ -218,7 +226,7 @@ def _receive(talk: Conversation, key: str, file: BinaryIO, fresh: bool) -> tuple
     with talk.http.stream('GET', f'{talk.base}object/{talk.name}/{key}', params=params) as response:
         if response.status_code != 200:
             text = response.read().decode(errors='replace')
-            body = json.loads(text) if text.startswith('{') else {}
+            body = _parsed(text)
             raise talk.error(_status(body.get('statusCode'), response), str(body.get('message', text)), key, response)
         for block in response.iter_bytes(1 << 20):
             size += file.write(block)
