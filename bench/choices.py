@@ -44,7 +44,7 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
                 axis.plot(part[column], range(len(part)), marker, color=colour, label=label)
         axis.set(title=group.capitalize(), yticks=range(len(part)), yticklabels=part.index)
         axis.invert_yaxis()
-        axis.legend(loc='upper center', bbox_to_anchor=(0.5, -0.06), ncols=3)
+        axis.legend(loc='upper center', bbox_to_anchor=(0.3, -0.06), ncols=3)
     figure.savefig(path, dpi=110)
 
 

@@ -284,7 +284,7 @@ PEERS = {
     'our towers': Peer(towers, splits='random time users cold'),
 }
 
-# ours with one thing changed, for `quality.py --choices`; the first of each group is the default
+# ours with one thing changed, for choices.py; the first of each group is the default
 CHOICES = {
     'loss': {
         'softmax': {},

@@ -32,7 +32,7 @@ from twotower.optimize import DESCENTS, autocast, pick_device
 
 CONFIG = dict(
     loss='softmax', bce_weight=0.5, temperature=0.2, targets='all', mask_known=False, hard_weight=1.0,
-    history_dropout=0.3, id_dropout=0.1, average=0.98, warmup=20, hidden=128, dropout=0.0, learning_rate=0.006,
+    history_dropout=0.3, profile_dropout=0.5, id_dropout=0.1, average=0.98, warmup=20, hidden=128, dropout=0.0, learning_rate=0.006,
     weight_decay=0.0, clip_norm=5.0, seed=0,
 )  # fmt: skip
 
@@ -124,7 +124,7 @@ def floor_bytes(data: TrainingSet, config: SimpleNamespace) -> float:
     for _, which in zip(range(3), batches(len(data.users), config.batch_size, generator), strict=False):
         rows, entries = learn.take(data.users, which)
         wanted = data.videos[entries][data.kinds[entries] > 0]
-        chosen, _ = learn.candidates(len(data.items), wanted, config.negatives, generator)
+        chosen, _ = learn.candidates(data.rated, wanted, config.negatives, generator)
         touched = sum(len(r.columns.unique()) for r in (rows, learn.take(data.items, chosen)[0]))
         sizes.append(touched * (config.hidden + 128) * 4 * 7 + len(which) * len(chosen) * 4 * 4)
     return statistics.mean(sizes)
@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument('--one', help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.folder.mkdir(exist_ok=True)
-    path = args.folder / f'wide-{args.millions:g}.pt'
+    path = args.folder / f'wide_{args.millions:g}.pt'
     if args.one:
         keys = ('threads', 'batch_size', 'negatives', 'device', 'precision')
         config = SimpleNamespace(**CONFIG | {key: getattr(args, key) for key in keys})

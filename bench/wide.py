@@ -11,7 +11,7 @@ from twotower.learn import TrainingSet, training_set
 from twotower.model import Rows
 
 VIDEOS, TAGS, PERFORMERS, MAKERS, BUCKETS = 50_000, 4096, 1024, 300, 1024
-TENSORS = 'kinds', 'videos', 'weights', 'own'
+TENSORS = 'kinds', 'videos', 'weights', 'own', 'rated'
 
 
 def zipf(rng: np.random.Generator, words: int, n: int) -> np.ndarray:

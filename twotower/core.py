@@ -6,10 +6,10 @@
 __all__ = ['USER', 'VIDEO', 'LABEL', 'KIND', 'STARS', 'TIME', 'LIKE', 'DISLIKE', 'NEUTRAL', 'PSEUDO', 'EMBEDDING', 'DIMENSION',
            'INTERACTIONS', 'ITEM_FEATURES', 'USER_FEATURES', 'PACKAGE', 'TwotowerError', 'InputError', 'SettingError',
            'OutsideError', 'GateError', 'beside', 'fsync', 'atomic_file', 'atomic_folder', 'sweep', 'point', 'sha256',
-           'embeddings_schema', 'conform', 'write_table', 'read_table', 'as_uuid', 'project_root', 'project_file',
-           'Installation', 'installation', 'Environment', 'environment']
+           'embeddings_schema', 'embeddings_table', 'conform', 'write_table', 'read_table', 'as_uuid', 'project_root',
+           'project_file', 'Installation', 'installation', 'Environment', 'environment']
 
-# %% ../nbs/00_core.ipynb #456478f0
+# %% ../nbs/00_core.ipynb #d42f3f7a
 import configparser
 import hashlib
 import os
@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import AliasChoices, Field, SecretStr
@@ -191,12 +192,22 @@ USER_FEATURES = pa.schema(
     }
 )
 
-# %% ../nbs/00_core.ipynb #3b1a1d69
+# %% ../nbs/00_core.ipynb #f4f2f57e
 def embeddings_schema(
     key: str,  # `USER` or `VIDEO`
 ) -> pa.Schema:  # id column and a fixed-size list of 128 float32
     "The schema of an embeddings file."
     return pa.schema({key: _text, EMBEDDING: pa.list_(pa.float32(), DIMENSION)})
+
+
+def embeddings_table(
+    key: str,  # `USER` or `VIDEO`
+    ids: pa.Array,  # (n,)
+    vectors: np.ndarray,  # (n, 128)
+) -> pa.Table:  # conforms to `embeddings_schema(key)`
+    "Ids and vectors as a table."
+    flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
+    return pa.table([ids, pa.FixedSizeListArray.from_arrays(flat, DIMENSION)], schema=embeddings_schema(key))
 
 # %% ../nbs/00_core.ipynb #dc92c462
 def conform(

@@ -6,7 +6,7 @@
 __all__ = ['TASTES', 'live_features', 'Encoder', 'embed_videos', 'embed_users', 'embed_live', 'reflect', 'agreement',
            'half_norms']
 
-# %% ../nbs/04_embed.ipynb #189e1f31
+# %% ../nbs/04_embed.ipynb #4d8c091e
 import fcntl
 import shutil
 from collections import Counter
@@ -26,7 +26,6 @@ import pyarrow.parquet as pq
 
 from .changes import HASH, NOW, changed_users, embedded_live, load_taste, remember_taste
 from twotower.core import (
-    DIMENSION,
     EMBEDDING,
     USER,
     VIDEO,
@@ -34,7 +33,9 @@ from twotower.core import (
     as_uuid,
     atomic_folder,
     embeddings_schema,
+    embeddings_table,
     read_table,
+    sweep,
 )
 from .database import load_videos, missing_videos, retried, save_embeddings, similar
 from .features import encode
@@ -78,7 +79,7 @@ def live_features(
         moment = f'make_timestamptz({now.cast(pa.int64())})'
         return user_features(con, number_words(con), max_history=max_history, now=moment)
 
-# %% ../nbs/04_embed.ipynb #1a40d595
+# %% ../nbs/04_embed.ipynb #4d77b34e
 class Encoder:
     "The model of a run, from its files, and what it met that the definition does not know."
 
@@ -91,9 +92,7 @@ class Encoder:
         "Embeddings of rows of features; `embeddings_schema(key)`."
         matrix, report = encode(self.encoding, side, rows)
         self.unknown[side].update(report['unknown_words'])
-        vectors = self.vectors(side, matrix)
-        lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), DIMENSION)
-        return pa.table({key: rows[key], EMBEDDING: lists}, embeddings_schema(key))
+        return embeddings_table(key, rows[key].combine_chunks(), self.vectors(side, matrix))
 
 
 def embed_videos(
@@ -125,7 +124,7 @@ def embed_users(
             people = people.filter(pc.is_in(people[USER], features[USER].combine_chunks()))
             yield encoder.embed('user', USER, features), people.select([USER, HASH, 'likes'])
 
-# %% ../nbs/04_embed.ipynb #964f6c3a
+# %% ../nbs/04_embed.ipynb #868a796a
 TASTES = 'user_decisions.parquet'
 
 
@@ -135,8 +134,7 @@ def _alone(place: Path) -> Iterator[None]:
     place.mkdir(parents=True, exist_ok=True)
     with open(place / '.lock', 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for draft in place.glob('.*.tmp'):
-            shutil.rmtree(draft)
+        sweep(place, age=0)
         yield
 
 

@@ -6,7 +6,7 @@
 __all__ = ['BY_USER', 'Judged', 'read_embeddings', 'load_judged', 'pair_scores', 'rank', 'rivals', 'by_history',
            'popularity_groups', 'by_popularity', 'score', 'forms_of', 'parity', 'reference', 'judge', 'past_verdicts']
 
-# %% ../nbs/03_eval.ipynb #9c7cc011
+# %% ../nbs/03_eval.ipynb #c761e87b
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from twotower.core import (
 from .features import encode
 from .judging import FALLS, Reference, agreement, compare, gate, mean_cosine
 from twotower.metrics import (
-    auc, auc_by_user, auc_within, bootstrap, interval, log_losses, mean_by_user, novelty, popularity_bias, ranking_metrics, reliability, spread, top_k,
+    auc_by_user, auc_within, bootstrap, interval, log_losses, mean_by_user, novelty, popularity_bias, ranking_metrics, reliability, spread, top_k,
 )  # fmt: skip
 from .model import embed, load_model, onnx_embed, onnx_session
 from twotower.runs import (
@@ -123,7 +123,7 @@ def pair_scores(
     found = [np.einsum('ij,ij->i', users[judged.rows[p]], items[judged.columns[p]]) for p in parts]
     return np.concatenate([np.zeros(0, np.float32), *found])
 
-# %% ../nbs/03_eval.ipynb #03fbc64d
+# %% ../nbs/03_eval.ipynb #4a43866a
 def rank(
     users: np.ndarray,  # float32 (n_users, d)
     items: np.ndarray,  # float32 (n_items, d)
@@ -153,7 +153,6 @@ def rank(
     if not finite:
         by_user = {name: np.full(n, np.nan) for name in by_user}
     metrics = {name: _mean(values) for name, values in by_user.items()}
-    metrics['auc'] = _number(auc(scores, judged.labels)) if finite else None
     covered = spread(lists, len(items)) if finite and len(who) and len(items) else (None, None)
     return metrics | dict(zip((f'coverage@{k}', f'gini@{k}'), map(_number, covered), strict=True)), by_user, lists
 

@@ -58,7 +58,7 @@ class TrainingSet:
             self, **{name: part.to(device) for name, part in vars(self).items() if isinstance(part, (Rows, Tensor))}
         )
 
-# %% ../nbs/19_learn.ipynb #19efc453
+# %% ../nbs/19_learn.ipynb #1961109a
 def training_set(
     encoding: dict,  # from `features.fit_encoding`
     users: sparse.csr_matrix,  # (n_users, d_user)
@@ -82,7 +82,8 @@ def training_set(
             own[(item_rows.columns >= s['offset']) & (item_rows.columns < s['offset'] + s['width'])] = code
     place = np.repeat(np.arange(len(user_rows)), np.diff(users.indptr))
     known = np.asarray(weights[place, videos.numpy().copy()]).ravel().astype(np.float32)
-    labels = replace(to_rows(pairs), values=to_rows(pairs).values - 1)
+    labels = to_rows(pairs)
+    labels = replace(labels, values=labels.values - 1)
     return TrainingSet(
         user_rows,
         item_rows,
@@ -109,7 +110,7 @@ def thin(
     counts = torch.bincount(place[keep], minlength=n)
     return Rows(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), rows.columns[keep], values[keep])
 
-# %% ../nbs/19_learn.ipynb #b3ae41b2
+# %% ../nbs/19_learn.ipynb #fd7e60e0
 Pairs = tuple[Tensor, Tensor]  # rows of users and rows of candidates, int64 (P,) each
 
 
@@ -125,7 +126,7 @@ def softmax_loss(
     hard_weight: float = 1.0,  # how many negatives a dislike counts for, > 0
 ) -> Tensor:  # weighted mean cross entropy in nats, scalar
     "Cross entropy of each target against all candidates."
-    logits = (users / temperature) @ items.T - log_q
+    logits = ((users / temperature) @ items.T).float() - log_q
     if hard is not None and hard_weight != 1:
         logits = logits.index_put(hard, logits.new_tensor(hard_weight).log(), accumulate=True)
     if known is None:
@@ -145,7 +146,7 @@ def binary_loss(
 ) -> Tensor:  # mean binary cross entropy in nats, scalar
     "Binary cross entropy of labelled pairs, the logit being (cosine - 1/2) / temperature."
     logits = ((users[pairs[0]] * items[pairs[1]]).sum(1) - 0.5) / temperature
-    return F.binary_cross_entropy_with_logits(logits, labels)
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction='sum') / max(len(labels), 1)
 
 # %% ../nbs/19_learn.ipynb #27f4b29d
 TARGETS = 'all', 'hidden', 'one'
@@ -185,7 +186,7 @@ def candidates(
     rows, counts = torch.cat([wanted, drawn]).unique(return_counts=True)
     return rows, (counts / len(wanted) + number / len(rated)).clamp(max=1).log()
 
-# %% ../nbs/19_learn.ipynb #badcea00
+# %% ../nbs/19_learn.ipynb #c445833b
 def batch_loss(
     model: TwoTower,  # in training mode
     data: TrainingSet,  # what to learn from
@@ -199,7 +200,7 @@ def batch_loss(
     visible, asked = hide(rows, kinds, config.targets, config.history_dropout, config.profile_dropout, generator)
     users = model.user(thin(rows, kinds, visible))
     said, asked = (kinds > 0) & (videos >= 0), asked & (videos >= 0)
-    pairs, _ = take(data.pairs, which)
+    pairs = take(data.pairs, which)[0] if config.loss == 'bce' else None
     wanted = videos[said] if config.loss != 'bce' else pairs.columns
     chosen, log_q = candidates(data.rated, wanted, config.negatives, generator)
     item_rows, item_entries = take(data.items, chosen)
@@ -288,21 +289,23 @@ def batches(
     "Every user once, in random order."
     return iter(torch.randperm(n, generator=generator, device=generator.device).split(size))
 
-# %% ../nbs/19_learn.ipynb #87418394
+# %% ../nbs/19_learn.ipynb #a6e01846
 def checkpoint_name(
     data: TrainingSet,  # what is learned from
     config: SimpleNamespace,  # the parameters of this notebook
     epochs: int,  # passes over the users
 ) -> str:  # a file name that changes with data and settings
     "What this training, and no other, calls its checkpoint."
-    digest = hashlib.sha256(json.dumps([vars(config), data.widths, epochs], sort_keys=True).encode())
+    facts = [vars(config), pick_device(config.device).type, data.widths, epochs]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for tensor in (
-        data.users.starts,
-        data.users.columns,
+        *vars(data.users).values(),
+        *vars(data.items).values(),
+        *vars(data.pairs).values(),
+        data.kinds,
+        data.videos,
         data.weights,
-        data.items.columns,
-        data.pairs.columns,
-        data.pairs.values,
+        data.own,
     ):
         digest.update(tensor.numpy().tobytes())
     return f'{digest.hexdigest()[:16]}.pt'
@@ -334,7 +337,7 @@ def load_checkpoint(
     (torch.cuda if generator.device.type == 'cuda' else torch).set_rng_state(states['dropout'])
     return states['history']
 
-# %% ../nbs/19_learn.ipynb #1e230a31
+# %% ../nbs/19_learn.ipynb #38255dc8
 def fit(
     data: TrainingSet,  # what to learn from
     config: SimpleNamespace,  # the parameters of this notebook
@@ -347,6 +350,7 @@ def fit(
     "Train a model."
     if config.optimizer not in DESCENTS:
         raise SettingError(f'optimizer is {config.optimizer!r}, must be one of {", ".join(DESCENTS)}')
+    autocast(config.precision, pick_device(config.device))
     torch.manual_seed(config.seed)
     device, path = pick_device(config.device), checkpoints and checkpoints / checkpoint_name(data, config, epochs)
     generator, data = torch.Generator(device).manual_seed(config.seed), data.to(device)

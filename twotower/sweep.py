@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['combinations', 'sweep', 'ranked', 'keep']
 
-# %% ../nbs/25_sweep.ipynb #d4d7e0b8
+# %% ../nbs/25_sweep.ipynb #17eb4226
 import itertools
+import os
 import random
 import re
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
+import torch
 
 from .core import SettingError, atomic_file
 from .learn import fit
@@ -32,7 +34,7 @@ def combinations(
         return grid
     return [grid[i] for i in sorted(random.Random(seed).sample(range(len(grid)), tries))]
 
-# %% ../nbs/25_sweep.ipynb #aa603543
+# %% ../nbs/25_sweep.ipynb #43b8c43f
 def sweep(
     prep: Path,  # `prep/` of a run
     config: SimpleNamespace,  # the parameters of 02_train
@@ -42,11 +44,10 @@ def sweep(
     for settings in tries:
         tried = SimpleNamespace(**vars(config) | settings)
         check_config(tried)
+        torch.set_num_threads(tried.threads or os.cpu_count())
         began = time.monotonic()
         inner = inner_part(load_prepared(prep, tried).data, tried)
-        _, history = fit(
-            inner.rest, tried, tried.epochs, lambda m, i=inner, t=tried: score(i, m, t.temperature), tried.patience
-        )
+        _, history = fit(inner.rest, tried, tried.epochs, lambda m, i=inner, t=tried: score(i, m, t), tried.patience)
         best = max(history, key=lambda row: row['choice'])
         found = {'recall@20': best['recall@20'], 'ndcg@20': best['ndcg@20'], 'score': best['choice']}
         yield settings | found | {'epoch': best['epoch'], 'seconds': time.monotonic() - began}
