@@ -123,6 +123,22 @@ def test_sigkill_at_every_step_of_get(place, tmp_path, file, killed_at):
     assert n > 3
 
 
+def test_what_the_disk_refuses_is_an_error_of_the_store(tmp_path, file):
+    store, key = LocalStore(tmp_path / 'store'), 'k' * 300  # longer than a name may be
+    store.put('a/k', file('1'), create_only=True)
+    for use in (
+        lambda: store.read(key),
+        lambda: store.get(key, tmp_path / 'out'),
+        lambda: store.list(key),
+        lambda: store.delete([key]),
+    ):
+        with pytest.raises(OutsideError, match=r'can not be used in folder .*File name too long'):
+            use()
+    with pytest.raises(OutsideError, match='can not be used in folder'):
+        store.delete(['a'])  # a folder
+    assert store.list('') == {'a/k': 1}
+
+
 @pytest.mark.fault('the disk of the local store is full', sees='key could not be put: No space left on device')
 @pytest.mark.parametrize('create_only', [True, False])
 def test_a_full_disk_loses_nothing(tmp_path, file, monkeypatch, create_only):

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['ExistsError', 'MissingError', 'Store', 'check_key', 'LocalStore', 'Rehearsal', 'open_store']
 
-# %% ../nbs/15_store.ipynb #35b99b7e
+# %% ../nbs/15_store.ipynb #8f167ff9
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
@@ -68,7 +69,7 @@ def check_key(
         )
     return key
 
-# %% ../nbs/15_store.ipynb #7645d520
+# %% ../nbs/15_store.ipynb #8c5085f7
 def _make_folder(path: Path) -> None:
     "Create a folder and its parents, each flushed into the one above."
     if not path.is_dir():
@@ -93,7 +94,18 @@ def _place(path: Path, target: Path, create_only: bool) -> None:
     finally:
         draft.unlink(missing_ok=True)
 
-# %% ../nbs/15_store.ipynb #ccefe21d
+
+@contextmanager
+def _plainly(what: str, place: object) -> Iterator[None]:
+    "Turn what the disk says into an error of a store."
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MissingError(f'{what} is not in {place}') from error
+    except OSError as error:
+        raise OutsideError(f'{what} can not be used in {place}: {error}') from error
+
+# %% ../nbs/15_store.ipynb #182c1b4c
 class LocalStore:
     "A folder with the layout of the bucket."
 
@@ -123,28 +135,36 @@ class LocalStore:
             raise OutsideError(f'{key} could not be written to {path}: {error}') from error
 
     def read(self, key: str) -> bytes:
-        return self._find(key).read_bytes()
+        with _plainly(key, self):
+            return self._find(key).read_bytes()
 
     def list(self, prefix: str) -> dict[str, int]:
         top = self.folder / check_key(prefix) if prefix else self.folder
-        files = (p for p in top.rglob('[!.]*') if p.is_file())
-        return dict(sorted((p.relative_to(self.folder).as_posix(), p.stat().st_size) for p in files))
+        sizes = {}
+        with _plainly(prefix or 'everything', self):
+            for path in top.rglob('[!.]*'):
+                with suppress(FileNotFoundError):  # somebody has just deleted it
+                    if path.is_file():
+                        sizes[path.relative_to(self.folder).as_posix()] = path.stat().st_size
+        return dict(sorted(sizes.items()))
 
     def delete(self, keys: Iterable[str]) -> None:
         paths = [self.folder / check_key(key) for key in keys]
-        for path in paths:
-            path.unlink(missing_ok=True)
-        for folder in sorted({path.parent for path in paths if path.parent.is_dir()}):
-            sweep(folder)
-            fsync(folder)
+        with _plainly('what was to be deleted', self):
+            for path in paths:
+                path.unlink(missing_ok=True)
+            for folder in sorted({path.parent for path in paths if path.parent.is_dir()}):
+                sweep(folder)
+                fsync(folder)
 
     def clock(self) -> datetime:
         return datetime.now(UTC)
 
     def _find(self, key: str) -> Path:
         path = self.folder / check_key(key)
-        if not path.is_file():
-            raise MissingError(f'{key} is not in {self}')
+        with _plainly(key, self):
+            if not path.is_file():
+                raise MissingError(f'{key} is not in {self}')
         return path
 
 # %% ../nbs/15_store.ipynb #877a85d8
