@@ -432,7 +432,7 @@ def load_videos(
     chosen = 'SELECT * FROM public.videos' + ('' if video_ids is None else ' WHERE id = ANY (%(ids)s::uuid[])')
     return _read_videos(conn, chosen, {'ids': video_ids})
 
-# %% ../nbs/14_database.ipynb #2b9f2901
+# %% ../nbs/14_database.ipynb #d510de8c
 _MISSING = """
     NOT EXISTS (SELECT FROM public.video_embeddings WHERE video_id = id AND model_version = %(version)s)
 """
@@ -445,6 +445,8 @@ def missing_videos(
     include_existing: bool = False,  # True: all videos
 ) -> Iterator[pa.Table]:  # `VIDEOS`, never empty
     "Videos without an embedding, or with one of another model."
+    if batch < 1:
+        raise SettingError(f'batch is {batch}, must be 1 or more')
     check_schema(conn, [*CATALOGUE, 'video_embeddings'], 'read')
     chosen = f'id > %(after)s AND {"true" if include_existing else _MISSING}'
     query = _named(f'SELECT id FROM public.videos WHERE {chosen} ORDER BY id LIMIT {batch}')
