@@ -218,6 +218,16 @@ def test_another_catalogue_is_reported_whole_and_before_anything_fails(empty_dat
             next(missing_videos(conn, 'm1'))
 
 
+@pytest.mark.fault(
+    'the connection is lost while a migration is applied', sees='which migration, and what the server said'
+)
+def test_a_migration_that_is_cut_off_says_what_cut_it_off(empty_database, tmp_path, monkeypatch):
+    (tmp_path / '0001_last.sql').write_text('SELECT pg_terminate_backend(pg_backend_pid())')
+    monkeypatch.setattr('twotower.database.MIGRATIONS', tmp_path)
+    with connect(empty_database) as conn, pytest.raises(OutsideError, match=r'0001_last\.sql: terminating connection'):
+        migrate(conn)
+
+
 def test_the_statements_of_the_report_mend_the_tables(empty_database):
     with connect(empty_database) as conn:
         conn.execute("""

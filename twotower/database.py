@@ -176,7 +176,7 @@ def check_schema(
         head = f'{target(conn)}: the tables are not as they must be, so nothing was done'
         raise OutsideError('\n'.join([head, *problems]))
 
-# %% ../nbs/14_database.ipynb #87c14eab
+# %% ../nbs/14_database.ipynb #6d52368d
 MIGRATIONS = PACKAGE / 'migrations'
 
 
@@ -202,6 +202,8 @@ def migrate(
     try:
         return [path.name for path in sorted(MIGRATIONS.glob('*.sql')) if _apply(conn, path)]
     except OutsideError as error:
+        if conn.closed:
+            raise
         problems = [line for line in schema_problems(conn, need='write') if 'no such table' not in line]
         if not problems:
             raise
