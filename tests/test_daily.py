@@ -15,7 +15,7 @@ import pytest
 from shop import KEYS, cut, half_json, hang, hang_up, item, refuse, status, text
 from toys import blessed_run, decide, rows_written, state, videos
 
-from twotower import embedded
+from twotower import embed, embedded, items_api
 from twotower.changes import taken_through
 from twotower.core import OutsideError
 from twotower.daily import bring_model, take_new
@@ -233,10 +233,9 @@ def state_of_another(url: str) -> dict:
     'the database is restarted in the middle of the daily chain',
     sees='nothing: the work is done again over a new connection',
 )
-@pytest.mark.parametrize('when', ['video', 'user'])
+@pytest.mark.parametrize('when', ['ingest', 'video', 'user'])
 def test_the_database_is_restarted(shop, home, monkeypatch, when):
-    import twotower.embed
-
+    module, name = (items_api, 'save_videos') if when == 'ingest' else (embed, 'save_embeddings')
     folder = Path(tempfile.mkdtemp())
     url = embedded.start(folder, linger=2)
     with connect(url) as conn:
@@ -246,19 +245,20 @@ def test_the_database_is_restarted(shop, home, monkeypatch, when):
 
         stopped = []
 
-        def stop_first(*args, real=twotower.embed.save_embeddings):
-            if args[2] == f'{when}_id' and not stopped:
+        def stop_first(*args, real=getattr(module, name)):
+            if (when == 'ingest' or args[2] == f'{when}_id') and not stopped:
                 embedded.stop(folder)
                 embedded.start(folder, linger=60)
                 stopped.append(state_of_another(url))
             return real(*args)
 
         with monkeypatch.context() as patch:
-            patch.setattr(twotower.embed, 'save_embeddings', stop_first)
+            patch.setattr(module, name, stop_first)
             day(conn, shop, home)
         [meanwhile] = stopped
         assert meanwhile['video_embeddings'] == before['video_embeddings']
         assert meanwhile['user_embeddings'] == before['user_embeddings']
+        assert taken_through(conn, SOURCE) == date(2025, 3, 10)
         assert len(state(conn)['video_embeddings']) == 24
         assert len(state(conn)['known']) == len(state(conn)['user_embeddings']) == 2
     embedded.stop(folder)

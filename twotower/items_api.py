@@ -6,7 +6,7 @@
 __all__ = ['JST', 'SECOND', 'OVERLAP', 'PASSES', 'days_back', 'video', 'affiliate_link', 'Page', 'Client', 'read_page', 'pages',
            'take_in', 'open_client', 'sync']
 
-# %% ../nbs/16_items_api.ipynb #aacb18d3
+# %% ../nbs/16_items_api.ipynb #8fcd55e7
 import json
 import random
 import re
@@ -27,7 +27,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 
 from .changes import move_mark, taken_through
 from .core import OutsideError, SettingError, environment
-from .database import VIDEOS, save_videos, transaction
+from .database import VIDEOS, Connection, retried, save_videos, transaction
 
 # %% ../nbs/16_items_api.ipynb #56518a2a
 JST = timezone(timedelta(hours=9), 'JST')
@@ -402,7 +402,7 @@ def pages(
     seen = f'has shown {len(known)}, in passes that do not agree,' if known else f'shows no more than {client.ceiling}'
     raise OutsideError(f'{client.host} {seen} of the entries of {_stamp(start)}: try later, or floor by floor')
 
-# %% ../nbs/16_items_api.ipynb #c2f49897
+# %% ../nbs/16_items_api.ipynb #94df589e
 def _told(found: Iterator[Page]) -> Iterator[tuple[Page, bool]]:
     "Each page, and whether it is the last of all; one that is followed by an error is not."
     page = next(found, None)
@@ -416,19 +416,24 @@ def _told(found: Iterator[Page]) -> Iterator[tuple[Page, bool]]:
         page = following
 
 
-def _merge_page(conn: psycopg.Connection, page: Page, mark: tuple[str, date, date] | None, dry_run: bool) -> int:
+def _merge_page(conn: Connection, page: Page, mark: tuple[str, date, date] | None, dry_run: bool) -> int:
     "Save a page, and move the mark with it; how many videos have changed."
-    with transaction(conn, 'taking videos in'):
-        changed = save_videos(conn, page.videos) if page.ids else 0
-        if mark:
-            move_mark(conn, *mark)
-        if dry_run:
-            raise psycopg.Rollback
-    return changed
+    what = 'taking videos in'
 
-# %% ../nbs/16_items_api.ipynb #285d4dc2
+    def merge() -> int:
+        with transaction(conn, what):  # where a dry run ends
+            changed = save_videos(conn, page.videos) if page.ids else 0
+            if mark:
+                move_mark(conn, *mark)
+            if dry_run:
+                raise psycopg.Rollback
+        return changed
+
+    return retried(conn, what, merge)
+
+# %% ../nbs/16_items_api.ipynb #f624b4a7
 def take_in(
-    conn: psycopg.Connection,  # migrated
+    conn: Connection,  # migrated
     client: Client,  # open
     start: datetime,  # first second, with its time zone
     end: datetime,  # last second, not before `start`
@@ -458,7 +463,7 @@ def take_in(
         'changed': changed,  # videos that were new or different; one that changed twice counts twice
     }
 
-# %% ../nbs/16_items_api.ipynb #b770a1aa
+# %% ../nbs/16_items_api.ipynb #8e4d6cd1
 def open_client(
     **options,  # fields of `Client`, such as site, service, floor, interval
 ) -> Client:  # to be closed
@@ -471,7 +476,7 @@ def open_client(
 
 
 def sync(
-    conn: psycopg.Connection,  # migrated
+    conn: Connection,  # migrated
     lookback_days: int = 3,  # whole days before today
     start_date: str = '',  # YYYY-MM-DD in Japan, instead of looking back
     end_date: str = '',  # YYYY-MM-DD in Japan, inclusive, instead of today
