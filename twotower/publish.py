@@ -6,7 +6,7 @@
 __all__ = ['CURRENT', 'SEEN', 'ACTIONS', 'upload', 'mirror', 'activate', 'rollback', 'fetch', 'adopt', 'list_runs', 'list_files',
            'list_activations', 'prune', 'subject', 'perform']
 
-# %% ../nbs/05_publish.ipynb #972f4638
+# %% ../nbs/05_publish.ipynb #a95d2e5f
 import fcntl
 import re
 import shutil
@@ -29,7 +29,7 @@ from twotower.core import (
     sha256,
     sweep,
 )
-from .runs import FIRST_FILES, MODEL_FILES, ONNX, PT, Run, blessed, find_run, read_json, write_json
+from .runs import ONNX, PT, Run, blessed, files_of, find_run, read_json, write_json
 from .store import ExistsError, MissingError, Store
 from twotower.versions import (
     ACTIVATION_KEYS,
@@ -50,7 +50,7 @@ from twotower.versions import (
     take,
 )
 
-# %% ../nbs/05_publish.ipynb #d8101874
+# %% ../nbs/05_publish.ipynb #2bcb93e8
 def upload(
     store: Store,  # where to
     run: Run,  # its model must have passed, with exactly these files
@@ -58,7 +58,7 @@ def upload(
     "Bring a judged run into the store."
     if not re.fullmatch('[A-Za-z0-9][A-Za-z0-9_.-]*', run.id) or run.id == 'current':
         raise SettingError(f'run {run.id!r} can not be published: use ASCII letters, digits, dot, dash, underscore')
-    names = [name for name in MODEL_FILES if name in FIRST_FILES or (run.model / name).exists()]
+    names = files_of(run.model)
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch)
         for path in [run.model / name for name in names] + [run.metrics]:
