@@ -580,6 +580,28 @@ def test_whatever_is_active_is_never_pruned(place, toy_run, tmp_path, who):
     assert n > 20
 
 
+@pytest.mark.parametrize('place', ['local'], indirect=True)
+@pytest.mark.fault('a run is pruned while it is uploaded', sees='that it was pruned: upload it again')
+def test_an_upload_that_is_pruned_meanwhile_says_so(place, toy_run):
+    old, new = toy_run('20260101_030405', 1), toy_run('20260102_030405', 2)
+    publish(place.open(), new)
+    place.keep()
+    store, outcomes = place.open(), set()
+    for n in count(1):
+        place.reset()
+        between = Between(store, n, lambda: prune(store, keep=1))
+        try:
+            upload(between, old)
+            outcomes.add('whole')
+        except GateError as error:
+            outcomes.add(str(error))
+            upload(store, old)
+        assert activate(store, old.id, allow_older=True)['run_id'] == old.id
+        if between.n > 0:
+            break
+    assert outcomes == {'whole', f'run {old.id} was pruned while it was uploaded: upload it again'}
+
+
 # the process dies
 
 

@@ -50,7 +50,7 @@ from twotower.versions import (
     take,
 )
 
-# %% ../nbs/05_publish.ipynb #2bcb93e8
+# %% ../nbs/05_publish.ipynb #aa8b3ffc
 def upload(
     store: Store,  # where to
     run: Run,  # its model must have passed, with exactly these files
@@ -79,6 +79,8 @@ def upload(
             manifest = read_manifest(store, run.id)[0]
             if manifest['files'] != files:
                 raise OutsideError(f'run {run.id} is in {store} with other files, and never changes') from None
+    if not {key_of('runs', run.id, name) for name in (*names, MANIFEST)} <= set(store.list(key_of('runs', run.id))):
+        raise GateError(f'run {run.id} was pruned while it was uploaded: upload it again')
     return manifest
 
 # %% ../nbs/05_publish.ipynb #d13cd6c9
@@ -331,7 +333,7 @@ def _remove(store: Store, run_id: str, keep: int) -> bool:
     store.delete([*store.list(home), aside])
     return True
 
-# %% ../nbs/05_publish.ipynb #b0871277
+# %% ../nbs/05_publish.ipynb #6852fda3
 def prune(
     store: Store,  # where to
     keep: int = 5,  # so many activations, rollbacks and uploads stay possible; at least 1
@@ -348,7 +350,8 @@ def prune(
     kept = {*newest, *_pointed(store, keep)}
     for run_id in sorted(begun & kept):
         _give_back(store, run_id)
-    left = {run_id for run_id in files['run'] if run_id not in whole and run_id < now['run_id']}
+    old = {run_id for run_id in files['run'] if re.fullmatch(r'\d{8}_\d{6}', run_id) and run_id < dated('latest', now)}
+    left = old - set(whole)
     return [run_id for run_id in sorted((begun | left | set(whole)) - kept) if _remove(store, run_id, keep)]
 
 # %% ../nbs/05_publish.ipynb #88b7587e
