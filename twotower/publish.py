@@ -354,7 +354,7 @@ def prune(
     left = old - set(whole)
     return [run_id for run_id in sorted((begun | left | set(whole)) - kept) if _remove(store, run_id, keep)]
 
-# %% ../nbs/05_publish.ipynb #88b7587e
+# %% ../nbs/05_publish.ipynb #104c5bf7
 ACTIONS = ('upload', 'activate', 'publish', 'rollback', 'fetch', 'list', 'prune')
 
 
@@ -369,7 +369,8 @@ def subject(
     try:
         return find_run(run_id, outputs)
     except InputError:
-        if action in ('upload', 'publish'):
+        by_id = run_id not in ('newest', 'latest', 'stable')
+        if action in ('upload', 'publish') or (action in ('activate', 'rollback') and not by_id):
             raise
         return Run((outputs or installation().outputs) / 'runs' / run_id)
 
