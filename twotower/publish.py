@@ -6,13 +6,13 @@
 __all__ = ['CURRENT', 'SEEN', 'ACTIONS', 'upload', 'mirror', 'activate', 'rollback', 'fetch', 'adopt', 'list_runs', 'list_files',
            'list_activations', 'prune', 'subject', 'perform']
 
-# %% ../nbs/05_publish.ipynb #a95d2e5f
+# %% ../nbs/05_publish.ipynb #76b99cd7
 import fcntl
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -212,15 +212,15 @@ def _check_held(folder: Path, manifest: dict) -> None:
         if not (folder / name).is_file() or sha256(folder / name) != fact['sha256']:
             raise InputError(f'{folder / name} was changed after it was fetched: delete {folder}, and fetch again')
 
-# %% ../nbs/05_publish.ipynb #f15272fb
+# %% ../nbs/05_publish.ipynb #4697fd5a
 def fetch(
     store: Store,  # where from
     folder: Path,  # gets `<run-id>/` and the pointer `current`
     allow_older: bool = False,  # True accepts an older activation than the one seen last
-    dry_run: bool = False,  # True downloads and checks, and leaves the folder as it is
+    dry_run: bool = False,  # True downloads and checks, and leaves the folder as it is, also if there is none
 ) -> dict:  # the activation whose model `current` points to
     "Bring the active model to this machine, whole or not at all."
-    with _alone(folder):
+    with nullcontext() if dry_run else _alone(folder):
         now = active(store)
         if not now:
             raise InputError(f'no model is active in {store}: upload and activate one')
