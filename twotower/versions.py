@@ -139,7 +139,7 @@ def take(
     blessed(folder, folder / METRICS)
     return manifest, found
 
-# %% ../nbs/24_versions.ipynb #5acdc2bf
+# %% ../nbs/24_versions.ipynb #a0314ec8
 def read_activation(
     store: Store,  # where to look
     seq: int,  # its number
@@ -175,7 +175,7 @@ def append(
 ) -> dict:  # the activation
     "Add an activation; ExistsError if another publisher was faster."
     facts = {'schema_version': 1, 'seq': seq, 'action': action, 'run_id': manifest['run_id']}
-    facts |= {'created_at': manifest['created_at'], 'activated_at': datetime.now(UTC).isoformat(timespec='seconds')}
+    facts |= {'created_at': manifest['created_at'], 'activated_at': store.clock().isoformat(timespec='seconds')}
     facts |= {'manifest_sha256': manifest_sha256, 'below': below}
     with tempfile.TemporaryDirectory() as scratch:
         write_json(Path(scratch) / 'record.json', facts)
