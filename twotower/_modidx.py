@@ -503,6 +503,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'twotower.store._make_folder': ('store.html#_make_folder', 'twotower/store.py'),
                                 'twotower.store._place': ('store.html#_place', 'twotower/store.py'),
                                 'twotower.store._plainly': ('store.html#_plainly', 'twotower/store.py'),
+                                'twotower.store._sizes': ('store.html#_sizes', 'twotower/store.py'),
                                 'twotower.store.check_key': ('store.html#check_key', 'twotower/store.py'),
                                 'twotower.store.open_store': ('store.html#open_store', 'twotower/store.py')},
             'twotower.supabase_store': { 'twotower.supabase_store.SupabaseStore': ( 'supabase_store.html#supabasestore',

@@ -176,7 +176,7 @@ def check_schema(
         head = f'{target(conn)}: the tables are not as they must be, so nothing was done'
         raise OutsideError('\n'.join([head, *problems]))
 
-# %% ../nbs/14_database.ipynb #6d52368d
+# %% ../nbs/14_database.ipynb #deed4849
 MIGRATIONS = PACKAGE / 'migrations'
 
 
@@ -202,13 +202,11 @@ def migrate(
     try:
         return [path.name for path in sorted(MIGRATIONS.glob('*.sql')) if _apply(conn, path)]
     except OutsideError as error:
-        if conn.closed:
-            raise
-        problems = [line for line in schema_problems(conn, need='write') if 'no such table' not in line]
+        found = [] if conn.closed else schema_problems(conn, need='write')
+        problems = [line for line in found if 'no such table' not in line]
         if not problems:
             raise
-        head = f'{error}. Tables that were there before lack what is needed:'
-        raise OutsideError('\n'.join([head, *problems])) from error
+        raise OutsideError('\n'.join([f'{error}. Tables that were there before lack:', *problems])) from error
 
 
 def _apply(conn: psycopg.Connection, path: Path) -> bool:

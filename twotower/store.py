@@ -69,7 +69,7 @@ def check_key(
         )
     return key
 
-# %% ../nbs/15_store.ipynb #8c5085f7
+# %% ../nbs/15_store.ipynb #3866058b
 def _make_folder(path: Path) -> None:
     "Create a folder and its parents, each flushed into the one above."
     if not path.is_dir():
@@ -105,7 +105,15 @@ def _plainly(what: str, place: object) -> Iterator[None]:
     except OSError as error:
         raise OutsideError(f'{what} can not be used in {place}: {error}') from error
 
-# %% ../nbs/15_store.ipynb #182c1b4c
+
+def _sizes(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
+    "Key and size of every object below the folder `prefix` of a store."
+    for path in (folder / prefix).rglob('[!.]*'):
+        with suppress(FileNotFoundError):  # somebody has just deleted it
+            if path.is_file():
+                yield path.relative_to(folder).as_posix(), path.stat().st_size
+
+# %% ../nbs/15_store.ipynb #dc40f9c6
 class LocalStore:
     "A folder with the layout of the bucket."
 
@@ -139,14 +147,8 @@ class LocalStore:
             return self._find(key).read_bytes()
 
     def list(self, prefix: str) -> dict[str, int]:
-        top = self.folder / check_key(prefix) if prefix else self.folder
-        sizes = {}
         with _plainly(prefix or 'everything', self):
-            for path in top.rglob('[!.]*'):
-                with suppress(FileNotFoundError):  # somebody has just deleted it
-                    if path.is_file():
-                        sizes[path.relative_to(self.folder).as_posix()] = path.stat().st_size
-        return dict(sorted(sizes.items()))
+            return dict(sorted(_sizes(self.folder, check_key(prefix) if prefix else '')))
 
     def delete(self, keys: Iterable[str]) -> None:
         paths = [self.folder / check_key(key) for key in keys]
