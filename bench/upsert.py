@@ -1,10 +1,12 @@
 """Rows a second of `save_embeddings` against COPY and merge written by hand, into the same table.
 
-    python bench/upsert.py [ROWS ...] [--index] [--pairs N]
+    python bench/upsert.py [ROWS ...] [--index] [--pairs N] [--part N]
 
 By hand means: the same Arrow table becomes the bytes of one binary COPY in a few lines of NumPy, and nothing is checked, compared or counted.
 `fill` is an empty table, `replace` the same rows with other vectors. With --index the table has its HNSW index: it is there from the
 start for the hand-written merge, and `save_embeddings` does what it does. The two take turns, the table is emptied between them.
+With --part the table is filled once, with its index built at the end, and both ways give only so many of its rows other vectors, in turns:
+each row that is changed costs a walk through the graph of all rows, so that a part tells what the whole would take.
 Seconds of the processor are those of this process and of the server's processes together.
 Makes its own embedded PostgreSQL in a temporary folder and throws it away.
 """
@@ -83,7 +85,17 @@ def timed(server: psutil.Process, work) -> tuple[float, float]:
     return time.perf_counter() - wall, cpu(server) - used
 
 
-def measure(conn: psycopg.Connection, server: psutil.Process, n: int, index: bool, pairs: int) -> None:
+def describe(n: int, index: bool, step: str, rows: int, taken: dict[str, list]) -> None:
+    "A line of the table."
+    wall, used = ({name: statistics.median(t[i] for t in times) for name, times in taken.items()} for i in (0, 1))
+    ours, hand = wall.values()
+    share = statistics.median(h[0] / o[0] for o, h in zip(*taken.values(), strict=True))
+    cells = [f'{n:,}', 'HNSW' if index else 'none', step, f'{rows / ours:,.0f}', f'{rows / hand:,.0f}', f'{share:.0%}']
+    cells += [f'{ours:.1f} / {used["save_embeddings"]:.1f}', f'{hand:.1f} / {used["by hand"]:.1f}']
+    print(f'| {" | ".join(cells)} |', flush=True)
+
+
+def measure(conn: psycopg.Connection, server: psutil.Process, n: int, index: bool, pairs: int, part: int) -> None:
     "One size, with or without the index."
     conn.execute('TRUNCATE videos CASCADE')
     conn.execute(f"""
@@ -96,25 +108,25 @@ def measure(conn: psycopg.Connection, server: psutil.Process, n: int, index: boo
             'CREATE INDEX video_embeddings_nearest ON video_embeddings USING hnsw (embedding halfvec_cosine_ops)'
         )
     keys = [key for (key,) in conn.execute('SELECT id FROM videos ORDER BY random()')]
-    old, new = rows(keys, 0), rows(keys, 1)
     ways = {
         'save_embeddings': lambda data, version: save_embeddings(conn, data, VIDEO, version),
         'by hand': lambda data, version: by_hand(conn, data, version),
     }
-    taken: dict[tuple[str, str], list] = {}
+    taken: dict[str, dict[str, list]] = {step: {name: [] for name in ways} for step in ('fill', 'replace')}
+    if part:
+        save_embeddings(conn, rows(keys, 0), VIDEO, 'fill')
+        print(f'filled, {"and the index built, " if index else ""}load {psutil.getloadavg()[0]:.1f}', flush=True)
     for pair in range(pairs):
-        for name in list(ways)[:: 1 if pair % 2 else -1]:
-            conn.execute('TRUNCATE video_embeddings')
+        for way, name in enumerate(list(ways)[:: 1 if pair % 2 else -1]):
+            steps = {'replace': rows(keys[(2 * pair + way) * part :][:part], 1)} if part else {}
+            if not part:
+                conn.execute('TRUNCATE video_embeddings')
+                steps = {'fill': rows(keys, 0), 'replace': rows(keys, 1)}
             conn.execute('CHECKPOINT')
-            for step, data in (('fill', old), ('replace', new)):
-                taken.setdefault((step, name), []).append(timed(server, lambda d=data, s=step, w=ways[name]: w(d, s)))
-    for step in ('fill', 'replace'):
-        wall, used = ({name: statistics.median(t[i] for t in taken[step, name]) for name in ways} for i in (0, 1))
-        ours, hand = wall.values()
-        share = statistics.median(h[0] / o[0] for o, h in zip(*(taken[step, name] for name in ways), strict=True))
-        cells = [f'{n:,}', 'HNSW' if index else 'none', step, f'{n / ours:,.0f}', f'{n / hand:,.0f}', f'{share:.0%}']
-        cells += [f'{ours:.1f} / {used["save_embeddings"]:.1f}', f'{hand:.1f} / {used["by hand"]:.1f}']
-        print(f'| {" | ".join(cells)} |', flush=True)
+            for step, data in steps.items():
+                taken[step][name].append(timed(server, lambda d=data, s=step, w=ways[name]: w(d, s)))
+    for step in ('replace',) if part else ('fill', 'replace'):
+        describe(n, index, f'{step} {part:,}' if part else step, part or n, taken[step])
 
 
 def main() -> None:
@@ -123,6 +135,7 @@ def main() -> None:
     parser.add_argument('rows', nargs='*', type=int, default=[100_000])
     parser.add_argument('--index', action='store_true')
     parser.add_argument('--pairs', type=int, default=3)
+    parser.add_argument('--part', type=int, default=0, help='replace only so many rows of a filled table')
     given, folder = parser.parse_args(), Path(tempfile.mkdtemp())
     conn = connect(embedded.start(folder, linger=5))
     server = psutil.Process(int((folder / 'data' / 'postmaster.pid').read_text().split()[0]))
@@ -134,7 +147,7 @@ def main() -> None:
         '| rows | index | step | rows/s | by hand | share | wall / CPU s | by hand |\n| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |'
     )
     for n in given.rows:
-        measure(conn, server, n, given.index, given.pairs)
+        measure(conn, server, n, given.index, given.pairs, given.part)
     conn.close()
     embedded.stop(folder)
 
