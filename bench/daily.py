@@ -36,7 +36,19 @@ from twotower.embed import embed_live, reflect
 from twotower.features import fit_encoding
 from twotower.items_api import JST, sync
 from twotower.model import TwoTower, export_onnx
-from twotower.runs import META, MODEL_FILES, ONNX, PT, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, Run, create_run, write_json
+from twotower.runs import (
+    META,
+    MODEL_FILES,
+    ONNX,
+    PT,
+    SPARSE_ONNX,
+    USER_EMBEDDINGS,
+    VIDEO_EMBEDDINGS,
+    Run,
+    create_run,
+    write_json,
+)
+from twotower.sparse_onnx import export_sparse_onnx
 
 PARAMS = SimpleNamespace(
     **{'rows': 'missing', 'live_users': True, 'include_existing': False, 'min_interactions': 5, 'limit_users': 0},
@@ -105,7 +117,9 @@ def model(conn: Connection) -> Run:
     run = create_run('bench')
     run.model.mkdir()
     write_json(run.model / META, {'encoding': encoding})
-    export_onnx(TwoTower(encoding['user']['width'], encoding['item']['width'], hidden=128), run.model / ONNX)
+    towers = TwoTower(encoding['user']['width'], encoding['item']['width'], hidden=128)
+    export_onnx(towers, run.model / ONNX)
+    export_sparse_onnx(towers, run.model / SPARSE_ONNX)
     (run.model / PT).write_text('weights')
     for name, key in [(USER_EMBEDDINGS, USER), (VIDEO_EMBEDDINGS, VIDEO)]:
         write_table(run.model / name, embeddings_schema(key).empty_table(), embeddings_schema(key))
