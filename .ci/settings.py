@@ -1,0 +1,56 @@
+"SETTINGS.md from the class of settings: what each variable and secret is for, what can't do without it, and who reads it."
+
+import re
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from twotower.core import Environment
+
+TOP = Path(__file__).resolve().parent.parent
+HEAD = """# Variables and secrets
+
+Made by `make readme` from `twotower.core.Environment`. They come from the environment, or from a file `.env` beside `settings.ini`; on GitHub from the settings of the
+repository, under Secrets and variables, Actions. Where there are several names, the first one that is set is taken.
+Without any of them everything runs on an embedded PostgreSQL and a local folder.
+
+| name | kind | needed for | what it is | read by |
+| --- | --- | --- | --- | --- |
+"""
+
+
+def workflows(names: list[str]) -> list[str]:
+    "The workflows that pass one of these names on."
+    passed = re.compile(rf'\b(?:secrets|vars)\.(?:{"|".join(names)})\b')
+    return [
+        path.name
+        for path in sorted((TOP / '.github/workflows').glob('*.yml'))
+        if passed.search(path.read_text(encoding='utf-8'))
+    ]
+
+
+def modules(field: str) -> list[str]:
+    "The modules that read a field of the settings."
+    read = re.compile(rf'\b(?:env|environment\(\))\.{field}\b')
+    return [
+        path.name for path in sorted((TOP / 'twotower').glob('*.py')) if read.search(path.read_text(encoding='utf-8'))
+    ]
+
+
+def row(field: str) -> str:
+    "One line of the table."
+    facts = Environment.model_fields[field]
+    names, secret = facts.validation_alias.choices, SecretStr in getattr(facts.annotation, '__args__', ())
+    users = [*(f'`{name}`' for name in modules(field)), *(f'`{name}`' for name in workflows(names))]
+    cells = (
+        ', '.join(f'`{name}`' for name in names),
+        'secret' if secret else 'variable',
+        facts.json_schema_extra['needed'] or '',
+        facts.description,
+        ', '.join(users) or 'nobody here',
+    )
+    return f'| {" | ".join(cells)} |\n'
+
+
+if __name__ == '__main__':
+    (TOP / 'SETTINGS.md').write_text(HEAD + ''.join(map(row, Environment.model_fields)), encoding='utf-8')
