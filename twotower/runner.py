@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PURPOSES', 'runner_app', 'missing_settings', 'write_certificate', 'tls_lines', 'send_input', 'bring_input',
-           'bring_baseline', 'receive', 'escaped', 'markdown_table', 'summary_markdown', 'headline', 'check_command',
-           'tls_command', 'input_command', 'baseline_command', 'receive_command', 'summary_command', 'notify_command']
+           'bring_baseline', 'receive', 'escaped', 'markdown_table', 'summary_markdown', 'headline', 'settings_command',
+           'input_command', 'baseline_command', 'receive_command', 'summary_command', 'notify_command']
 
 # %% ../nbs/35_runner.ipynb #773d3e0e
 import base64
@@ -32,7 +32,7 @@ from .runs import Run, find_run, read_json, write_json
 from .store import MissingError, Store, open_store
 from .versions import METRICS, active, key_of, take
 
-# %% ../nbs/35_runner.ipynb #dc220f4a
+# %% ../nbs/35_runner.ipynb #5c0d3e79
 PURPOSES = ('your own database', 'Supabase Storage')
 
 
@@ -205,7 +205,7 @@ def summary_markdown(
         + '\n'
     )
 
-# %% ../nbs/35_runner.ipynb #7d7ba157
+# %% ../nbs/35_runner.ipynb #78d18970
 def headline(
     run: Run,  # with what has been done so far
 ) -> str:  # such as `run 20260102_030405: pass, recall@20 0.438 (popularity 0.199)`
@@ -217,38 +217,34 @@ def headline(
     if not run.metrics.is_file():
         return f'run {run.id}: not judged'
     metrics = read_json(run.metrics)
+    if metrics['run_id'] != run.id:
+        counts = read_json(run.path / 'run.json')['stages'].get('04_embed', {}).get('counts', [])
+        done = [f'{row["inserted"] + row["updated"]} {row["what"]} embedded' for row in counts] or ['nothing embedded']
+        return f'run {run.id}: ' + ', '.join(done) + f', by the model of run {metrics["run_id"]}'
     name = f'recall@{metrics.get("k", 20)}'
     value, popular = (found.get(name) for found in (metrics['metrics'], metrics['baselines'].get('popularity', {})))
     parts = [metrics['verdict'], f'{name} {number(value)}' if value is not None else '']
     beside = f' (popularity {number(popular)})' if value is not None and popular is not None else ''
     return f'run {run.id}: ' + ', '.join(filter(None, parts)) + beside
 
-# %% ../nbs/35_runner.ipynb #e74c5e46
+# %% ../nbs/35_runner.ipynb #79245d51
 runner_app = typer.Typer(no_args_is_help=True, help='What the workflows in .github/workflows/ call on a fresh machine.')
 
 
-@runner_app.command('check')
-def check_command() -> None:
-    """Fail if there is no database and no store that outlast this machine.
+@runner_app.command('settings')
+def settings_command(
+    path: Annotated[Path, typer.Argument(help='Gets the certificate of SUPABASE_CA_CERT, readable by its owner only.')],
+) -> None:
+    """Fail if there is no database and no store that outlast this machine; print what the steps that follow need for TLS.
 
-    Example: `twotower runner check`
+    Example: `twotower runner settings "$RUNNER_TEMP/ca.crt" >> "$GITHUB_ENV"`
     """
-    if missing := missing_settings(environment()):
+    env = environment()
+    if missing := missing_settings(env):
         raise SettingError(
             f'not set: {", ".join(missing)}; see SETTINGS.md, and set them as secrets or variables of the repository'
         )
-    typer.echo('a database and a store are set')
-
-
-@runner_app.command('tls')
-def tls_command(
-    path: Annotated[Path, typer.Argument(help='Gets the certificate of SUPABASE_CA_CERT, readable by its owner only.')],
-) -> None:
-    """Write the certificate authority of the database, and print what the steps that follow need to know.
-
-    Example: `twotower runner tls "$RUNNER_TEMP/ca.crt" >> "$GITHUB_ENV"`
-    """
-    for line in tls_lines(environment(), path):
+    for line in tls_lines(env, path):
         typer.echo(line)
 
 
@@ -266,7 +262,7 @@ def input_command(
         f'{path} is now {send_input(store, wanted)} in {store}' if upload else f'{path}: {bring_input(store, wanted)}'
     )
 
-# %% ../nbs/35_runner.ipynb #859eb435
+# %% ../nbs/35_runner.ipynb #5a4e3748
 @runner_app.command('baseline')
 def baseline_command() -> None:
     """Bring the model in use, so that 03_eval compares with it.
@@ -294,18 +290,21 @@ def receive_command(run_id: Annotated[str, typer.Argument(help='A run that was u
 @runner_app.command('summary')
 def summary_command(
     run_id: Annotated[str, typer.Argument(help='An id, or newest, latest, stable.')] = 'newest',
-    line: Annotated[bool, typer.Option('--line', help='Only the first line, as plain text.')] = False,
+    outputs: Annotated[Path | None, typer.Option(help='A file that gets `line=…`: the run in one line.')] = None,
 ) -> None:
     """Say what a run did, in Markdown; a run that never began is no error.
 
-    Example: `twotower runner summary 20260102_030405 >> "$GITHUB_STEP_SUMMARY"`
+    Example: `twotower runner summary --outputs "$GITHUB_OUTPUT" >> "$GITHUB_STEP_SUMMARY"`
     """
     try:
-        run = find_run(run_id)
+        line, text = headline(run := find_run(run_id)), summary_markdown(run)
     except InputError:
-        typer.echo(f'run {run_id} did not begin' if line else f'## {escaped(f"run {run_id} did not begin")}\n')
-        return
-    typer.echo(headline(run) if line else summary_markdown(run))
+        line = f'run {run_id} did not begin'
+        text = f'## {escaped(line)}\n'
+    typer.echo(text)
+    if outputs:
+        with outputs.open('a', encoding='utf-8') as file:
+            file.write(f'line={line}\n')
 
 # %% ../nbs/35_runner.ipynb #247ab8f9
 @runner_app.command('notify')
