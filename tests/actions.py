@@ -164,9 +164,8 @@ class Actions:
         own = {key: filled(value, context) for key, value in step.get('env', {}).items()}
         if 'uses' in step:
             with_ = {key: filled(value, context) for key, value in step.get('with', {}).items()}
-            return getattr(self, re.sub(r'^actions/|@.*', '', step['uses']).replace('/', '_').replace('-', '_'))(
-                with_, done
-            )
+            action = re.sub(r'^actions/|@.*', '', step['uses'])
+            return getattr(self, re.sub('[/-]', '_', action))(with_, done)
         if all(INSTALL.fullmatch(line) for line in step['run'].strip().splitlines()):
             return True
         files = {f'GITHUB_{name.upper()}': machine / name for name in ('output', 'env')}

@@ -16,10 +16,11 @@ from actions import INSTALL, TOP, WORKFLOWS, Actions, read_workflow, states, wan
 from storage_server import SECRET_KEY, StorageServer
 
 from twotower.core import Environment
+from twotower.daily import bring_model
 from twotower.database import connect, save_videos
 from twotower.movielens import fetch_wheel, read_ml100k, write_reviews
 from twotower.runner import send_input
-from twotower.runs import MODEL_FILES, read_json
+from twotower.runs import MODEL_FILES, create_run, read_json
 from twotower.supabase_store import SupabaseStore
 from twotower.versions import active
 
@@ -109,9 +110,8 @@ def trained(world):
 
 
 def test_a_week_ends_with_an_active_model_and_its_embeddings(world, trained):
-    assert {name: job.result for name, job in trained.items()} == dict.fromkeys(trained, 'success'), trained[
-        'train'
-    ].log
+    results = {name: job.result for name, job in trained.items()}
+    assert set(results.values()) == {'success'}, trained['train'].log + trained['activate'].log
     run_id = trained['train'].outputs['run_id']
     assert 'no model is active' in trained['train'].log  # the first week has nothing to compare with
     assert active(world.store)['run_id'] == run_id
@@ -124,9 +124,8 @@ def test_a_week_leaves_pages_a_model_and_a_summary(trained):
     reports = trained['train'].artifacts['train-reports-1']
     for stage in ('01_prep', '02_train', '03_eval', '05_publish', '06_qual'):
         assert {f'{home}/reports/{stage}.{kind}' for kind in ('ipynb', 'html')} <= set(reports)
-    assert {f'{home}/{name}' for name in ('index.html', 'metrics.json', 'run.json', 'prep/summary.json')} <= set(
-        reports
-    )
+    for name in ('index.html', 'metrics.json', 'run.json', 'prep/summary.json'):
+        assert f'{home}/{name}' in reports
     model = trained['train'].artifacts['model-1']
     assert model == sorted([f'{home}/metrics.json', *(f'{home}/model/{name}' for name in MODEL_FILES)])
     assert f'{home}/reports/04_embed.html' in trained['activate'].artifacts['activate-reports-1']
@@ -157,7 +156,7 @@ def test_the_next_day_fetches_and_finds_nothing_new(world, trained):
     said = f'0 users embedded, 0 videos embedded, by the model of run {run_id}\nsync success'
     assert world.chat.messages[-1][1].endswith(said)
     [kept] = (world.actions.folder / 'cache').iterdir()
-    assert (kept / 'current' / 'metrics.json').exists()
+    assert bring_model(create_run('offline'), kept, skip_fetch=True) == run_id
 
 
 @pytest.mark.fault(
@@ -306,9 +305,8 @@ def test_every_secret_and_variable_is_a_setting(name):
     hidden = {n for names in spellings(True).values() for n in names}
     shown = {n for names in spellings(False).values() for n in names}
     assert set(re.findall(r'\bvars\.(\w+)', text)) <= shown
-    assert (
-        set(re.findall(r'\bsecrets\.(\w+)', text)) <= hidden | shown
-    )  # the guide stores some of the shown ones as secrets
+    # the guide stores some of the shown ones as secrets
+    assert set(re.findall(r'\bsecrets\.(\w+)', text)) <= hidden | shown
     for variable, expression in re.findall(r'^ +([A-Z_]+): \$\{\{ ((?:secrets|vars)\..+?) \}\}', text, re.M):
         assert set(re.findall(r'(?:secrets|vars)\.(\w+)', expression)) == {variable}
 

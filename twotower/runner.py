@@ -158,7 +158,7 @@ def markdown_table(
         '',
     ]
 
-# %% ../nbs/35_runner.ipynb #2a76f01d
+# %% ../nbs/35_runner.ipynb #c6555743
 def _stages(run: Run) -> list[list[str]]:
     from twotower.report import failure
 
@@ -183,7 +183,7 @@ def _written(run: Run) -> list[str]:
         *markdown_table(names, rows, range(1, 6)),
     ]
 
-
+# %% ../nbs/35_runner.ipynb #788a59e9
 def summary_markdown(
     run: Run,  # with what has been done so far
 ) -> str:  # for `$GITHUB_STEP_SUMMARY`
