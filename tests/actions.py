@@ -181,7 +181,7 @@ class Actions:
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=300,
+            timeout=600,
         )
         done.log += f'{done.ran[-1]}\n{ended.stdout}'
         env |= dict(line.split('=', 1) for line in files['GITHUB_ENV'].read_text().splitlines())
