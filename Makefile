@@ -1,7 +1,7 @@
 # make demo    from nothing to recommendations, on real ratings
 # make test    lint, the notebooks' own tests, and the tests beside them
 # make lab     open the notebooks
-# make readme  write README.md from nbs/index.ipynb, FAULTS.md from the tests
+# make readme  write README.md from nbs/index.ipynb, FAULTS.md from the tests, SETTINGS.md from the class of settings
 # make ci      all that must hold before a change lands
 # make clean   remove the virtual environment and caches; data/ and outputs/ stay
 
@@ -43,6 +43,7 @@ lab: install
 readme:
 	$(PYTHON) .ci/readme.py
 	$(PYTHON) .ci/faults.py
+	PATH=$(BIN):$$PATH $(PYTHON) .ci/settings.py
 
 ci:
 	.ci/run

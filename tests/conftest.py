@@ -24,7 +24,7 @@ from twotower.runs import MODEL_FILES, Run, create_run, write_json
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory, monkeypatch):
     for name in list(os.environ):
-        if 'SUPABASE' in name or 'DATABASE_URL' in name or name.startswith(('PG', 'FANZA')):
+        if 'SUPABASE' in name or 'DATABASE_URL' in name or name.startswith(('PG', 'FANZA', 'SLACK')):
             monkeypatch.delenv(name)
     folder = tmp_path_factory.mktemp('home')
     monkeypatch.setenv('TWOTOWER_HOME', str(folder))

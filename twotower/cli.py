@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'app', 'read_yaml', 'chain', 'declared', 'defaults', 'typed', 'Stage', 'plan', 'execute', 'summary_lines',
            'about', 'run_chain', 'run_command', 'summary', 'movielens', 'sweep_command', 'main']
 
-# %% ../nbs/07_cli.ipynb #2c3afe02
+# %% ../nbs/07_cli.ipynb #74945e61
 import ast
 import contextlib
 import json
@@ -28,6 +28,7 @@ import yaml
 
 import twotower
 from .core import PSEUDO, USER, SettingError, TwotowerError, atomic_file, project_file, project_root
+from .runner import runner_app
 from .runs import SUMMARY, USER_EMBEDDINGS, Run, create_run, find_run, read_json, write_json
 
 # %% ../nbs/07_cli.ipynb #a92d6056
@@ -500,6 +501,9 @@ def sweep_command(
                 draft.write_bytes(path.read_bytes())
         keep(own, best)
         typer.echo(f'written: {own}')
+
+# %% ../nbs/07_cli.ipynb #6b23cb2d
+app.add_typer(runner_app, name='runner')
 
 # %% ../nbs/07_cli.ipynb #6dee9f5e
 def main() -> None:

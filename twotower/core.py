@@ -310,9 +310,12 @@ def installation(
     root = project_root()
     return Installation(**{k: root / v if fields[k].type is Path else v for k, v in found.items()})
 
-# %% ../nbs/00_core.ipynb #ed6bfff4
-def _names(*names: str, **kwargs):
-    return Field(default=None, validation_alias=AliasChoices(*names), **kwargs)
+# %% ../nbs/00_core.ipynb #f0e6ad8b
+def _names(*names: str, description: str, needed: str = ''):
+    "A field by its spellings, the first one wins; `needed`: what can't do without it."
+    return Field(
+        None, validation_alias=AliasChoices(*names), description=description, json_schema_extra={'needed': needed}
+    )
 
 
 class Environment(BaseSettings):
@@ -321,25 +324,63 @@ class Environment(BaseSettings):
     model_config = SettingsConfigDict(extra='ignore', env_ignore_empty=True)
 
     database_url: SecretStr | None = _names(
-        'REMOTE_DATABASE_URL', 'SUPABASE_DB_URL', 'PROD_DATABASE_URL', description='PostgreSQL connection string'
+        'REMOTE_DATABASE_URL',
+        'SUPABASE_DB_URL',
+        'PROD_DATABASE_URL',
+        description='PostgreSQL connection string; without it an embedded server is started',
+        needed='your own database',
     )
-    supabase_url: str | None = _names('SUPABASE_URL', 'NEXT_PUBLIC_SUPABASE_URL', description='project URL')
+    supabase_url: str | None = _names(
+        'SUPABASE_URL',
+        'NEXT_PUBLIC_SUPABASE_URL',
+        description='project URL; without it and the key the store is a local folder',
+        needed='Supabase Storage',
+    )
+    service_role_key: SecretStr | None = _names(
+        'SUPABASE_SERVICE_ROLE_KEY',
+        description='key that may write: `sb_secret_…` or the service_role JWT',
+        needed='Supabase Storage',
+    )
     anon_key: SecretStr | None = _names(
-        'SUPABASE_ANON_KEY', 'NEXT_PUBLIC_SUPABASE_ANON_KEY', description='key of an anonymous client'
+        'SUPABASE_ANON_KEY',
+        'NEXT_PUBLIC_SUPABASE_ANON_KEY',
+        description='key of an anonymous client, for programs beside this one',
     )
-    service_role_key: SecretStr | None = _names('SUPABASE_SERVICE_ROLE_KEY', description='key that may write')
-    project_ref: str | None = _names('SUPABASE_PROJECT_ID', 'SUPABASE_PROJECT_REF', description='for the pooler user')
-    region: str | None = _names('SUPABASE_REGION', description='for the pooler host')
-    pooler_host: str | None = _names('SUPABASE_POOLER_HOST', description='pooler host, instead of guessing it')
+    project_ref: str | None = _names(
+        'SUPABASE_PROJECT_ID', 'SUPABASE_PROJECT_REF', description='project reference, for the user behind the pooler'
+    )
+    region: str | None = _names(
+        'SUPABASE_REGION', description='such as aws-1-ap-northeast-1, for the host of the pooler'
+    )
+    pooler_host: str | None = _names('SUPABASE_POOLER_HOST', description='host of the pooler, instead of guessing it')
     pooler_port: int | None = _names('SUPABASE_POOLER_PORT', description='5432 session mode, 6543 transaction mode')
-    ssl_mode: str | None = _names('PGSSLMODE', description='such as verify-full')
-    ssl_root_cert: str | None = _names('PGSSLROOTCERT', description='file with the certificate authority')
-    fanza_api_id: SecretStr | None = _names('FANZA_API_ID', description='application id for the item API')
-    fanza_api_affiliate_id: SecretStr | None = _names(
-        'FANZA_API_AFFILIATE_ID', description='affiliate id for the item API, ends in -990 to -999'
+    ssl_mode: str | None = _names(
+        'PGSSLMODE', description='such as verify-full, which is what a certificate asks for by itself'
     )
-    lookback_days: int | None = _names('SYNC_VIDEO_LOOKBACK_DAYS', description='days that the daily run looks back')
-    fanza_link_affiliate_id: str | None = _names('FANZA_LINK_AFFILIATE_ID', description='affiliate id in public links')
+    ssl_root_cert: str | None = _names(
+        'PGSSLROOTCERT', description='file with the certificate authority of the database'
+    )
+    ca_cert: SecretStr | None = _names(
+        'SUPABASE_CA_CERT',
+        description='the content of that file, in Base64 or as it is, where there is no file: on a runner',
+    )
+    fanza_api_id: SecretStr | None = _names(
+        'FANZA_API_ID', description='application id for the item API', needed='taking videos in'
+    )
+    fanza_api_affiliate_id: SecretStr | None = _names(
+        'FANZA_API_AFFILIATE_ID',
+        description='affiliate id for the item API, ends in -990 to -999',
+        needed='taking videos in',
+    )
+    fanza_link_affiliate_id: str | None = _names(
+        'FANZA_LINK_AFFILIATE_ID', description='affiliate id in public links, for programs beside this one'
+    )
+    lookback_days: int | None = _names(
+        'SYNC_VIDEO_LOOKBACK_DAYS', description='days that the daily run looks back; else 3'
+    )
+    webhook_url: SecretStr | None = _names(
+        'SLACK_WEBHOOK_URL', description='where a workflow says how it ended, in the format of Slack'
+    )
 
 
 def environment() -> Environment:  # secrets are masked when shown
