@@ -6,7 +6,7 @@
 __all__ = ['ranked', 'liked_by', 'recommended_to', 'compared', 'find_video', 'most_liked', 'neighbours', 'attributes_of',
            'dataset_bias', 'lists_for_all', 'distribution', 'plot_shares', 'Page', 'open_page']
 
-# %% ../nbs/06_qual.ipynb #47439830
+# %% ../nbs/06_qual.ipynb #974131d4
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +17,6 @@ from scipy import sparse
 
 from .chart import Coded, coded
 from .core import KIND, LIKE, STARS, TIME, VIDEO, InputError
-from .metrics import top_k
 from .opened import Page, Person, facts, open_page, person, search
 
 # %% ../nbs/06_qual.ipynb #3c6b5a65
@@ -159,7 +158,7 @@ def dataset_bias(
         {attribute: known.names.to_pylist(), **counts, 'likes per video': likes / np.maximum(videos, 1)}
     )
 
-# %% ../nbs/06_qual.ipynb #97b1f52a
+# %% ../nbs/06_qual.ipynb #8320998c
 def lists_for_all(
     page: Page,  # an open run
     k: int = 10,  # length of the lists
@@ -167,6 +166,8 @@ def lists_for_all(
     seed: int = 0,  # of the sample
 ) -> np.ndarray:  # item rows int64 (n_users, k), -1 where there is none
     "Everyone's list, without what they know, or the lists of a sample."
+    from twotower.metrics import top_k  # torch takes longer to load than a page to open
+
     n, wanted = len(page.users), max(1, most // len(page.items))
     if n <= wanted:
         return top_k(page.users, page.items, k, page.seen)[0]
