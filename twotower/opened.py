@@ -119,14 +119,14 @@ def open_page(
         )
     return Page(run.id, videos, user_ids, users, items, *_opinions(run.prep / TRAIN, user_ids, item_ids))
 
-# %% ../nbs/30_opened.ipynb #3f39d917
+# %% ../nbs/30_opened.ipynb #c21ad84b
 def _label(path: Path) -> tuple[str, str]:
     "When it was made and what a person reads."
     try:
         made = str(read_json(path / 'run.json').get('created_at', ''))
         judged = read_json(path / 'metrics.json').get('verdict') if (path / 'metrics.json').is_file() else None
         state = judged or ('not judged' if (path / 'model' / VIDEO_EMBEDDINGS).is_file() else 'no model yet')
-        return made, f'{path.name} · {made[:16].replace("T", " ")} · {state}'
+        return made, f'{path.name} · {state} · {made[:16].replace("T", " ")}'
     except TwotowerError:
         return '', f'{path.name} · can not be read'
 

@@ -45,9 +45,9 @@ from twotower.qual import (
 from .report import BLUE, GREEN, GREY, RED, cell_texts
 from .runs import find_run
 
-# %% ../nbs/29_page.ipynb #22dd3fcb
+# %% ../nbs/29_page.ipynb #ade1604c
 CSS = """
-.tt-page { background: #fff; color: #1d2329; max-width: 78rem; margin: 0 auto; padding: 1.2rem clamp(.8rem, 3vw, 2rem) 3rem;
+.tt-page { overflow: visible; background: #fff; color: #1d2329; max-width: 78rem; margin: 0 auto; padding: 1.2rem clamp(.8rem, 3vw, 2rem) 3rem;
     box-sizing: border-box; font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Noto Sans CJK JP", sans-serif }
 .tt-page * { box-sizing: border-box }
 .tt-page .jupyter-widgets, .tt-page .widget-html-content { font: inherit; color: inherit; height: auto; min-width: 0; overflow: visible }
@@ -69,17 +69,18 @@ CSS = """
 .tt-page h2 { font-size: 1.25rem; line-height: 1.3; margin: 1.8rem 0 .3rem; padding-top: 1rem; border-top: 1px solid #dfe4e8; font-weight: 650; color: inherit }
 .tt-page p { margin: .2rem 0 .5rem; max-width: 48rem }
 .tt-page .tt-side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem 1.6rem; align-items: start }
+.tt-page .tt-side:has(.tt-scroll) { grid-template-columns: repeat(auto-fit, minmax(min(33rem, 100%), 1fr)) }
 .tt-page table { border-collapse: collapse; width: 100%; margin: 0; font-size: .92rem; font-variant-numeric: tabular-nums; border: 0; table-layout: auto }
 .tt-page caption { text-align: left; font-weight: 650; padding: .2rem 0 .4rem; color: inherit; caption-side: top; overflow-wrap: anywhere }
 .tt-page :is(th, td) { text-align: left; vertical-align: top; padding: .35rem .5rem .35rem 0; border: 0; border-bottom: 1px solid #dfe4e8; background: none; white-space: normal; max-width: none }
 .tt-page thead th { color: #4a545e; font-weight: 600; font-size: .82rem; border-bottom: 2px solid #c9d0d6; vertical-align: bottom }
 .tt-page tbody th { font-weight: 500; overflow-wrap: anywhere } .tt-page tbody tr { background: none }
-.tt-page :is(th, td).tt-num { text-align: right; white-space: nowrap }
+.tt-page :is(th, td).tt-num { text-align: right } .tt-page td.tt-num { white-space: nowrap }
 .tt-page .tt-tags { display: block; color: #5c6670; font-weight: 400; font-size: .84rem }
 .tt-page .tt-known { border: 1px solid #5c6670; border-radius: 99px; padding: 0 .5em; font-size: .78rem; color: #4a545e; white-space: nowrap; margin-left: .4em }
 .tt-page .tt-box { border-left: 4px solid #0072B2; background: #f2f6f9; border-radius: 6px; padding: .6rem .9rem; overflow-wrap: anywhere; white-space: pre-line }
 .tt-page .tt-box.tt-bad { border-color: #b3261e; background: #fdf0ee }
-.tt-page .tt-scroll { overflow-x: auto }
+.tt-page .tt-scroll { overflow-x: auto } .tt-page .tt-scroll tbody th { overflow-wrap: normal; min-width: 5.5em; padding-bottom: .1rem }
 .tt-page .tt-bar { display: block; height: 5px; border-radius: 2px; min-width: 1px; margin: 2px 0 0 auto }
 .tt-page .tt-say { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap }
 .tt-page svg { height: auto }
@@ -129,8 +130,13 @@ def list_html(
     empty = '' if len(frame) else '<p>Nothing.</p>'
     return f'<div><table><caption>{_e(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{empty}</div>'
 
-# %% ../nbs/29_page.ipynb #1fe11a89
+# %% ../nbs/29_page.ipynb #3119afac
 _BARS = {'share of recommendations': BLUE, 'share of likes': '#1d2329'}
+_SHORT = {
+    'share of recommendations': 'share of lists',
+    'recommended': 'times shown',
+    'unique videos': 'different videos',
+}
 
 
 def _count_cell(name: str, text: str, value: float, largest: float) -> str:
@@ -144,7 +150,7 @@ def _count_cell(name: str, text: str, value: float, largest: float) -> str:
 def counts_html(
     frame: pd.DataFrame,  # from `dataset_bias` or `distribution`; names first
     caption: str,  # above the table
-    largest: int = 20,  # rows to show
+    largest: int = 15,  # rows to show
 ) -> str:  # a table that scrolls by itself where it is too wide
     "How often the values of an attribute occur."
     part = frame.head(largest)
@@ -155,13 +161,17 @@ def counts_html(
         else [_count_cell(name, t, v, top) for t, v in zip(texts, part[name], strict=True)]
         for i, (name, texts) in enumerate(zip(part, cell_texts(part), strict=True))
     ]
-    head = ''.join(f'<th scope="col"{" class=tt-num" if i else ""}>{_e(n)}</th>' for i, n in enumerate(part))
+    head = ''.join(
+        f'<th scope="col"{" class=tt-num" if i else ""}>{_e(_SHORT.get(n, n))}</th>' for i, n in enumerate(part)
+    )
     body = ''.join(f'<tr>{"".join(row)}</tr>' for row in zip(*columns, strict=True))
     more = f'<p>The {len(part)} most frequent of {len(frame):,}.</p>' if len(frame) > len(part) else ''
     table = f'<table><caption>{_e(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="tt-scroll" tabindex="0" role="region" aria-label="{_e(caption)}">{table}</div>{more}'
+    return (
+        f'<div><div class="tt-scroll" tabindex="0" role="region" aria-label="{_e(caption)}">{table}</div>{more}</div>'
+    )
 
-# %% ../nbs/29_page.ipynb #cc9a9c69
+# %% ../nbs/29_page.ipynb #9891a0b2
 _MATCHES = 50
 
 
@@ -169,7 +179,7 @@ def _controls(run_a: str, run_b: str, outputs: Path | None) -> dict[str, widgets
     runs = run_choices(outputs)
     absent = {run_a, run_b} - {'', *(run for _, run in runs)}
     runs += [(f'{run} · no such run', run) for run in sorted(absent)]
-    ready = [run for label, run in runs if not label.endswith(('no model yet', 'can not be read'))]
+    ready = [run for label, run in runs if 'no model yet' not in label and 'can not be read' not in label]
     made = {
         'run_a': widgets.Dropdown(description='Run A', options=runs, value=run_a or next(iter(ready), None)),
         'run_b': widgets.Dropdown(description='Run B, to compare', options=[('none', ''), *runs], value=run_b),
@@ -326,7 +336,7 @@ def another_user(
         desk.offer('user', [chosen, *(user for user in offered if user != chosen)])
     show_user(desk)
 
-# %% ../nbs/29_page.ipynb #1a9e8e99
+# %% ../nbs/29_page.ipynb #4b571762
 def count(
     desk: Desk,  # to be filled
     page: Page,  # an open run
@@ -352,9 +362,15 @@ def show_attribute(
     for name, page in desk.pages.items() if attribute else ():
         for section, shown in parts.items():
             if (key := (section, page.run_id, attribute)) in desk.counted:
+                if (
+                    section == 'bias'
+                    and name == 'B'
+                    and desk.counted[key].equals(desk.counted.get((section, desk['run_a'], attribute)))
+                ):
+                    continue  # made from the same data
                 users = desk.counted.get(('users', page.run_id, ''), 0)
                 what = f'ten videos for each of {users:,} users' if section == 'spread' else 'videos and likes'
-                shown.append(counts_html(desk.counted[key], f'Run {name} by {attribute}: {what}'))
+                shown.append(counts_html(desk.counted[key], f'Run {name}, {attribute}: {what}'))
     waits = '<p role="status">Counting; this takes a moment after a run is opened.</p>'
     nothing = '<p>No attribute of these videos has more than one value.</p>'
     for section, shown in parts.items():
