@@ -44,7 +44,8 @@ from twotower.runs import ITEMS, TRAIN, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, Run, 
 QUIET = ('gpu', 'quic', 'background-networking', 'component-update', 'sync')
 OPTIONS = ['--no-sandbox', '--no-first-run', *(f'--disable-{name}' for name in QUIET)]
 # resolves when a section has changed and the browser has drawn it
-CHANGED = """([section, act]) => new Promise(done => {
+CHANGED = """([section, act]) => new Promise((done, fail) => {
+    setTimeout(() => fail(new Error(`no answer to ${act}`)), 20000)
     const place = document.querySelectorAll('.tt-page .widget-html-content')[section], start = performance.now()
     const watch = new MutationObserver(() => { watch.disconnect()
         requestAnimationFrame(() => setTimeout(() => done(performance.now() - start))) })
@@ -102,10 +103,13 @@ def make(run: Run, seed: int, n_items: int, n_users: int) -> None:
     column[STARS] = pc.if_else(liked, pa.scalar(5, pa.float32()), None)
     column[TIME] = pa.array(rng.integers(0, 2**50, len(user))).cast(INTERACTIONS.field(TIME).type)
     write_table(run.prep / TRAIN, pa.table([column[n] for n in INTERACTIONS.names], schema=INTERACTIONS), INTERACTIONS)
-    for name, key, ids in ((USER_EMBEDDINGS, USER, users), (VIDEO_EMBEDDINGS, VIDEO, videos)):
-        vectors = rng.standard_normal((len(ids), 128), np.float32)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        write_table(run.model / name, embeddings_table(key, ids, vectors), embeddings_schema(key))
+    vectors = rng.standard_normal((n_items, 128), np.float32)
+    tastes = vectors[item.reshape(n_users, each)[:, ::4]].sum(
+        1
+    )  # near to what they like, so that the known videos are in the lists
+    for name, key, ids, of in ((USER_EMBEDDINGS, USER, users, tastes), (VIDEO_EMBEDDINGS, VIDEO, videos, vectors)):
+        of /= np.linalg.norm(of, axis=1, keepdims=True)
+        write_table(run.model / name, embeddings_table(key, ids, of), embeddings_schema(key))
 
 
 def clicks(page: Page, rng: np.random.Generator, repeats: int, n_users: int, n_items: int) -> dict[str, list[float]]:

@@ -6,11 +6,12 @@
 __all__ = ['CSS', 'list_html', 'counts_html', 'Desk', 'show_user', 'find_users', 'another_user', 'count', 'show_attribute',
            'show_neighbours', 'find_videos', 'show_map', 'open_runs', 'show', 'page_notebook', 'serve']
 
-# %% ../nbs/29_page.ipynb #edba95b0
+# %% ../nbs/29_page.ipynb #382d4fc3
 import asyncio
 import contextlib
 import html as html_text
 import json
+import logging
 import os
 import random
 import secrets
@@ -130,7 +131,7 @@ def list_html(
     empty = '' if len(frame) else '<p>Nothing.</p>'
     return f'<div><table><caption>{_e(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{empty}</div>'
 
-# %% ../nbs/29_page.ipynb #3119afac
+# %% ../nbs/29_page.ipynb #8519ca81
 _BARS = {'share of recommendations': BLUE, 'share of likes': '#1d2329'}
 _SHORT = {
     'share of recommendations': 'share of lists',
@@ -203,7 +204,7 @@ def _row(*controls: widgets.Widget) -> widgets.Box:
     box.add_class('tt-controls')
     return box
 
-# %% ../nbs/29_page.ipynb #46bca092
+# %% ../nbs/29_page.ipynb #086f8adf
 _SECTIONS = ('message', 'lists', 'bias', 'spread', 'near', 'map')
 
 
@@ -217,6 +218,7 @@ class Desk:
     sections: dict[str, widgets.HTML] = field(default_factory=lambda: {s: widgets.HTML() for s in _SECTIONS})
     pages: dict[str, Page] = field(default_factory=dict)  # A and B, those that are open
     counted: dict[tuple, pd.DataFrame] = field(default_factory=dict)  # by what, run id and attribute
+    stars: dict[str, dict] = field(default_factory=dict)  # by run, whom to mark on the map: vectors by name
     database: object = None  # a connection, once somebody has asked
     busy: bool = False  # in the middle of an answer
     loop: asyncio.AbstractEventLoop | None = None  # where answers are given; None: there is no other thread
@@ -268,7 +270,7 @@ def _sentence(title: str, text: str) -> str:
     "Why there is no list."
     return f'<div><b>{_e(title)}</b><div class="tt-box" role="note">{_e(text)}</div></div>'
 
-# %% ../nbs/29_page.ipynb #425c6b57
+# %% ../nbs/29_page.ipynb #d7198e96
 def _connected(desk: Desk):
     if desk.database is None or desk.database.closed:
         desk.database = connect()
@@ -305,7 +307,8 @@ def show_user(
         title = f'Run {name} would show · {desk.pages[name].run_id}'
         parts.append(_sentence(title, found) if isinstance(found, str) else list_html(found, title))
     desk.put('lists', *(parts or ['<p>No user matches: try a shorter part of the id.</p>']))
-    show_map(desk, stars)
+    desk.stars = stars
+    show_map(desk)
 
 # %% ../nbs/29_page.ipynb #ac361852
 def find_users(
@@ -336,7 +339,7 @@ def another_user(
         desk.offer('user', [chosen, *(user for user in offered if user != chosen)])
     show_user(desk)
 
-# %% ../nbs/29_page.ipynb #4b571762
+# %% ../nbs/29_page.ipynb #4ac50391
 def count(
     desk: Desk,  # to be filled
     page: Page,  # an open run
@@ -376,7 +379,7 @@ def show_attribute(
     for section, shown in parts.items():
         desk.put(section, *(shown or [waits if attribute else nothing]))
 
-# %% ../nbs/29_page.ipynb #3acbefc0
+# %% ../nbs/29_page.ipynb #af828ac5
 def show_neighbours(
     desk: Desk,  # with open runs
 ) -> None:
@@ -410,15 +413,16 @@ def find_videos(
 
 def show_map(
     desk: Desk,  # with open runs
-    stars: dict[str, dict],  # by run, vectors to be marked by what to call them
 ) -> None:
     "Where the user stands among the videos, in each run."
     parts = []
     for name, page in desk.pages.items():
         key = 'map', page.run_id, desk['attribute'] or ''
         if key not in desk.counted:
-            desk.counted[key] = embedding_map(page, key[2])
-        parts.append(f'<div><b>Run {name} · {_e(page.run_id)}</b>{map_html(desk.counted[key], stars.get(name))}</div>')
+            desk.counted[key] = embedding_map(page, key[2], 600)
+        parts.append(
+            f'<div><b>Run {name} · {_e(page.run_id)}</b>{map_html(desk.counted[key], desk.stars.get(name))}</div>'
+        )
     desk.put('map', *parts)
 
 # %% ../nbs/29_page.ipynb #f2ded558
@@ -459,7 +463,7 @@ def open_runs(
     show_attribute(desk)
     find_videos(desk)
 
-# %% ../nbs/29_page.ipynb #263c4a90
+# %% ../nbs/29_page.ipynb #f2266420
 _PLAN = [
     ('', 'Choose one run, or two to compare them.', ['run_a', 'run_b'], ['message']),
     ('One user', 'What they liked, and what each run would show them.', ['source', 'user_part', 'user', 'other', 'k', 'known'], ['lists']),
@@ -473,7 +477,7 @@ _DOES = {
     **dict.fromkeys(('source', 'user_part'), (find_users,)),
     **dict.fromkeys(('user', 'known'), (show_user,)),
     'k': (show_user, show_neighbours),
-    'attribute': (show_attribute, show_user),
+    'attribute': (show_attribute, show_map),
     'video_part': (find_videos,),
     'video': (show_neighbours,),
     'other': (another_user,),
@@ -559,7 +563,7 @@ def _server_class() -> type:
 
     return Server, ThisPython
 
-# %% ../nbs/29_page.ipynb #2c5aa733
+# %% ../nbs/29_page.ipynb #8286a915
 _EXTENSIONS = ['@jupyter-widgets/jupyterlab-manager', '@voila-dashboards/widgets-manager8']  # all that widgets need
 
 
@@ -579,12 +583,12 @@ def serve(
         filter(None, [str(PACKAGE / 'jupyter'), os.environ.get('JUPYTER_PATH')])
     )
     server, this_python = _server_class()
+    logging.getLogger('tornado').setLevel(logging.ERROR)  # it warns of a setting of the server's
     config = Config()
     config.VoilaConfiguration.template = 'twotower'
     config.VoilaConfiguration.kernel_spec_manager_class = this_python
     config.VoilaConfiguration.extension_allowlist = _EXTENSIONS
     config.ConnectionFileMixin.transport = 'ipc'
-    config.Voila.tornado_settings = {'ws_ping_interval': 30_000, 'ws_ping_timeout': 30_000}  # milliseconds
     config.MappingKernelManager.cull_idle_timeout = 600  # seconds, for a browser that crashed
     with tempfile.TemporaryDirectory(prefix='twotower-') as folder:
         notebook = Path(folder) / 'page.ipynb'
