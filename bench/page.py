@@ -23,6 +23,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
+from IPython.utils.capture import capture_output
 from playwright.sync_api import Page, sync_playwright
 
 from twotower.core import (
@@ -39,6 +40,7 @@ from twotower.core import (
     write_table,
 )
 from twotower.opened import open_page
+from twotower.page import show
 from twotower.runs import ITEMS, TRAIN, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, Run, create_run
 
 QUIET = ('gpu', 'quic', 'background-networking', 'component-update', 'sync')
@@ -138,6 +140,32 @@ def clicks(page: Page, rng: np.random.Generator, repeats: int, n_users: int, n_i
     return found
 
 
+def answers(outputs: Path, rng: np.random.Generator, a: argparse.Namespace, runs: tuple[str, ...]) -> None:
+    "Print what each answer costs in this process, without a browser; CPU seconds don't change with other work on the machine."
+    with capture_output():
+        desk = show(*runs, outputs=outputs)
+    boxes = desk.controls
+    steps = {
+        'another user': lambda i: boxes['other'].click(),
+        'leave out known videos': lambda i: boxes['known'].set_trait('value', bool(i % 2)),
+        'length of the lists': lambda i: boxes['k'].set_trait('index', (i + 1) % 3),
+        'a user from the matches': lambda i: boxes['user'].set_trait('index', 1 + i),
+        'search a user': lambda i: boxes['user_part'].set_trait('value', f'{rng.integers(a.users):06}'),
+        'attribute': lambda i: boxes['attribute'].set_trait('index', (i + 1) % 3),
+        'search a video': lambda i: boxes['video_part'].set_trait('value', f'{rng.integers(a.items)}'),
+        'all videos again': lambda i: boxes['video_part'].set_trait('value', 'video 1' if i % 2 else ''),
+    }
+    print(f'\n| {len(runs)} run(s), answers alone | CPU ms | wall ms, median | load |\n| --- | ---: | ---: | ---: |')
+    for name, step in steps.items():
+        spent = []
+        for i in range(a.repeats):
+            wall, cpu = time.perf_counter(), time.process_time()
+            step(i)
+            spent.append((1000 * (time.process_time() - cpu), 1000 * (time.perf_counter() - wall)))
+        cpu, wall = (statistics.median(x) for x in zip(*spent, strict=True))
+        print(f'| {name} | {cpu:.0f} | {wall:.0f} | {os.getloadavg()[0]:.1f} |', flush=True)
+
+
 def browse(address: str, rng: np.random.Generator, a: argparse.Namespace) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which('chromium'), args=OPTIONS)
@@ -178,6 +206,7 @@ def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {'items': 1_000_000, 'users': 100_000, 'repeats': 7}.items():
         ask.add_argument(f'--{name}', type=int, default=default)
+    ask.add_argument('--no-browser', dest='browser', action='store_false', help='only the answers')
     a, rng = ask.parse_args(), np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as home:
         for seed, run_id in enumerate(('second', 'first')):
@@ -188,6 +217,10 @@ def main() -> None:
         print(
             f'{a.items:,} videos, {a.users:,} users, 20 opinions each; open_page alone: {time.perf_counter() - wall:.1f} s, {time.process_time() - cpu:.1f} s of CPU'
         )
+        for runs in (('first',), ('first', 'second')):
+            answers(Path(home) / 'outputs', rng, a, runs)
+        if not a.browser:
+            return
         command = [
             sys.executable,
             '-c',

@@ -379,7 +379,7 @@ def show_attribute(
     for section, shown in parts.items():
         desk.put(section, *(shown or [waits if attribute else nothing]))
 
-# %% ../nbs/29_page.ipynb #af828ac5
+# %% ../nbs/29_page.ipynb #11420f4d
 def show_neighbours(
     desk: Desk,  # with open runs
 ) -> None:
@@ -391,7 +391,7 @@ def show_neighbours(
         if row < 0:
             parts.append(_sentence(title, 'This run does not know the video.'))
         else:
-            parts.append(list_html(neighbours(page, row, desk['k']), title))
+            parts.append(list_html(neighbours(page, row), title))
     desk.put('near', *(parts or ['<p>No video matches: try a shorter part of the title.</p>']))
 
 
@@ -463,7 +463,7 @@ def open_runs(
     show_attribute(desk)
     find_videos(desk)
 
-# %% ../nbs/29_page.ipynb #f2266420
+# %% ../nbs/29_page.ipynb #34431ab1
 _PLAN = [
     ('', 'Choose one run, or two to compare them.', ['run_a', 'run_b'], ['message']),
     ('One user', 'What they liked, and what each run would show them.', ['source', 'user_part', 'user', 'other', 'k', 'known'], ['lists']),
@@ -475,8 +475,7 @@ _PLAN = [
 _DOES = {
     **dict.fromkeys(('run_a', 'run_b'), (open_runs,)),
     **dict.fromkeys(('source', 'user_part'), (find_users,)),
-    **dict.fromkeys(('user', 'known'), (show_user,)),
-    'k': (show_user, show_neighbours),
+    **dict.fromkeys(('user', 'known', 'k'), (show_user,)),
     'attribute': (show_attribute, show_map),
     'video_part': (find_videos,),
     'video': (show_neighbours,),
