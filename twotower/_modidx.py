@@ -392,6 +392,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'twotower.page._ask_runs': ('page.html#_ask_runs', 'twotower/page.py'),
                                'twotower.page._connected': ('page.html#_connected', 'twotower/page.py'),
                                'twotower.page._controls': ('page.html#_controls', 'twotower/page.py'),
+                               'twotower.page._count_beside': ('page.html#_count_beside', 'twotower/page.py'),
                                'twotower.page._count_cell': ('page.html#_count_cell', 'twotower/page.py'),
                                'twotower.page._e': ('page.html#_e', 'twotower/page.py'),
                                'twotower.page._is_live': ('page.html#_is_live', 'twotower/page.py'),

@@ -172,14 +172,14 @@ def counts_html(
         f'<div><div class="tt-scroll" tabindex="0" role="region" aria-label="{_e(caption)}">{table}</div>{more}</div>'
     )
 
-# %% ../nbs/29_page.ipynb #9891a0b2
+# %% ../nbs/29_page.ipynb #e6f9e90d
 _MATCHES = 50
 
 
 def _controls(run_a: str, run_b: str, outputs: Path | None) -> dict[str, widgets.Widget]:
     runs = run_choices(outputs)
     absent = {run_a, run_b} - {'', *(run for _, run in runs)}
-    runs += [(f'{run} · no such run', run) for run in sorted(absent)]
+    runs += [(run, run) for run in sorted(absent)]
     ready = [run for label, run in runs if 'no model yet' not in label and 'can not be read' not in label]
     made = {
         'run_a': widgets.Dropdown(description='Run A', options=runs, value=run_a or next(iter(ready), None)),
@@ -425,19 +425,22 @@ def show_map(
         )
     desk.put('map', *parts)
 
-# %% ../nbs/29_page.ipynb #f2ded558
-def _open_one(desk: Desk, run_id: str) -> Page:
+# %% ../nbs/29_page.ipynb #97c25f98
+def _count_beside(desk: Desk, page: Page) -> None:
+    "Count in another thread, and redraw in this one."
+    later = desk.loop.call_soon_threadsafe
+    work = desk.pool.submit(count, desk, page, lambda: later(show_attribute, desk))
+    work.add_done_callback(lambda done: done.exception() and later(_answers(desk, lambda _: done.result())))
+
+
+def _open_one(desk: Desk, run_id: str, lying: list[Page]) -> Page:
     "A run of the page, as it lies there or opened now."
-    for page in desk.pages.values():
+    for page in lying:
         if page.run_id == run_id:
             return page
     desk.say(f'Opening run {run_id} …', bad=False)
     page = open_page(find_run(run_id, desk.outputs))
-    if desk.loop is None:
-        count(desk, page)
-    else:
-        redraw = _answers(desk, show_attribute)
-        desk.pool.submit(count, desk, page, lambda: desk.loop.call_soon_threadsafe(redraw))
+    (count if desk.loop is None else _count_beside)(desk, page)
     return page
 
 
@@ -449,7 +452,10 @@ def open_runs(
     if 'A' not in chosen:
         raise InputError('There is no run yet. Make one with: twotower run demo')
     try:
-        desk.pages = {name: _open_one(desk, run_id) for name, run_id in chosen.items()}
+        pages = {}
+        for name, run_id in chosen.items():
+            pages[name] = _open_one(desk, run_id, [*desk.pages.values(), *pages.values()])
+        desk.pages = pages
     except (TwotowerError, OSError):
         desk.pages = {}
         for section in _SECTIONS:
