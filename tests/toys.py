@@ -5,18 +5,34 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
-from twotower.core import EMBEDDING, ITEM_FEATURES, USER, USER_FEATURES, VIDEO, embeddings_schema, sha256, write_table
+from twotower.core import (
+    DIMENSION,
+    EMBEDDING,
+    INTERACTIONS,
+    ITEM_FEATURES,
+    USER,
+    USER_FEATURES,
+    VIDEO,
+    as_uuid,
+    embeddings_schema,
+    embeddings_table,
+    sha256,
+    write_table,
+)
 from twotower.database import DECISIONS, VIDEOS, load_videos, save_decisions, save_profiles
 from twotower.features import encode, fit_encoding
 from twotower.model import TwoTower, export_onnx, onnx_embed, onnx_session
 from twotower.runs import (
+    ITEMS,
     META,
     MODEL_FILES,
     ONNX,
     PT,
     SPARSE_ONNX,
+    TRAIN,
     USER_EMBEDDINGS,
     VIDEO_EMBEDDINGS,
     Run,
@@ -111,3 +127,35 @@ def state(conn) -> dict[str, list]:
         'marks': 'SELECT * FROM twotower_taken_in',
     }
     return {name: sorted(map(str, conn.execute(query).fetchall())) for name, query in queries.items()}
+
+
+TITLES = {1: '<script>window.hacked = true</script>', 2: '<img src=x onerror="window.hacked = true">', 3: '$x^2$ & "y"'}
+
+
+def run_to_look_at(run_id: str, seed: int, outputs: Path | None = None, n_users: int = 30, n_items: int = 60) -> Run:
+    "A run with random embeddings, for the page: other seeds rank otherwise. Each user likes three videos; some titles are nasty."
+    rng, run = np.random.default_rng(seed), create_run(run_id, outputs)
+    for folder in (run.prep, run.model):
+        folder.mkdir()
+    makers = ['Acme', '<b>Bolt</b>', 'Cine', None]
+    items = [
+        {VIDEO: as_uuid(f'v{i}'), 'title': TITLES.get(i, f'Film {i}'), 'tags': [GENRES[i % 4], GENRES[(i + 1) % 4]]}
+        | {'maker': makers[i % 4], 'popularity': 3 * (i == 5) + i % 3}
+        for i in range(n_items)
+    ]
+    write_table(run.prep / ITEMS, pa.Table.from_pylist(items, ITEM_FEATURES), ITEM_FEATURES)
+    liked = [
+        {USER: f'user-{u}', VIDEO: as_uuid(f'v{(7 * u + i) % n_items}'), 'kind': 'like', 'label': 1, 'stars': 4 + i % 2}
+        for u in range(n_users)
+        for i in range(3)
+    ]
+    write_table(run.prep / TRAIN, pa.Table.from_pylist(liked, INTERACTIONS), INTERACTIONS)
+    users = pa.array([f'user-{u}' for u in range(n_users)])
+    for name, key, ids in (
+        (USER_EMBEDDINGS, USER, users),
+        (VIDEO_EMBEDDINGS, VIDEO, pa.array([i[VIDEO] for i in items])),
+    ):
+        vectors = rng.standard_normal((len(ids), DIMENSION))
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        write_table(run.model / name, embeddings_table(key, ids, vectors), embeddings_schema(key))
+    return run

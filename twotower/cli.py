@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'app', 'read_yaml', 'chain', 'declared', 'defaults', 'typed', 'Stage', 'plan', 'execute', 'summary_lines',
-           'about', 'run_chain', 'run_command', 'summary', 'movielens', 'sweep_command', 'main']
+           'about', 'run_chain', 'run_command', 'summary', 'movielens', 'sweep_command', 'qual_command', 'main']
 
 # %% ../nbs/07_cli.ipynb #74945e61
 import ast
@@ -504,6 +504,25 @@ def sweep_command(
 
 # %% ../nbs/07_cli.ipynb #6b23cb2d
 app.add_typer(runner_app, name='runner')
+
+# %% ../nbs/07_cli.ipynb #d436092a
+@app.command('qual')
+def qual_command(
+    run_a: Annotated[
+        str, typer.Argument(help='An id, or newest, latest, stable; by default the newest with a model.')
+    ] = '',
+    run_b: Annotated[str, typer.Argument(help='Another run to compare it with.')] = '',
+    port: Annotated[int, typer.Option(help='The next free one is taken if it is not free.')] = 8866,
+    browser: Annotated[bool, typer.Option(help='Open the page in a browser.')] = True,
+) -> None:
+    """Look at runs in a browser: users, lists side by side, biases, neighbours, a map.
+
+    Example: `twotower qual stable newest`
+    """
+    run_a, run_b = (find_run(name).id if name else '' for name in (run_a, run_b))
+    from twotower.page import serve
+
+    serve(run_a, run_b, port, browser)
 
 # %% ../nbs/07_cli.ipynb #6dee9f5e
 def main() -> None:
