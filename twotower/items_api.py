@@ -6,7 +6,7 @@
 __all__ = ['JST', 'SECOND', 'OVERLAP', 'PASSES', 'days_back', 'video', 'affiliate_link', 'Page', 'Client', 'read_page', 'pages',
            'take_in', 'open_client', 'sync']
 
-# %% ../nbs/16_items_api.ipynb #8fcd55e7
+# %% ../nbs/16_items_api.ipynb #a6ed3242
 import json
 import random
 import re
@@ -28,6 +28,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 from .changes import move_mark, taken_through
 from .core import OutsideError, SettingError, environment
 from .database import VIDEOS, Connection, retried, save_videos, transaction
+from .progress import progress
 
 # %% ../nbs/16_items_api.ipynb #56518a2a
 JST = timezone(timedelta(hours=9), 'JST')
@@ -431,7 +432,7 @@ def _merge_page(conn: Connection, page: Page, mark: tuple[str, date, date] | Non
 
     return retried(conn, what, merge)
 
-# %% ../nbs/16_items_api.ipynb #f624b4a7
+# %% ../nbs/16_items_api.ipynb #9c420caa
 def take_in(
     conn: Connection,  # migrated
     client: Client,  # open
@@ -445,7 +446,7 @@ def take_in(
         raise SettingError(f'the window begins at {_stamp(start)}, after its end at {_stamp(end)}')
     asked, again = client.requests, client.retries
     items, windows, days, count, changed = set(), set(), set(), 0, 0
-    for page, last in _told(pages(client, start, end)):
+    for page, last in progress(_told(pages(client, start, end)), 'pages of the shop'):
         count += 1
         windows.add((page.start, page.end))
         items |= set(page.ids)

@@ -6,7 +6,7 @@
 __all__ = ['CURRENT', 'SEEN', 'ACTIONS', 'upload', 'mirror', 'activate', 'rollback', 'fetch', 'adopt', 'list_runs', 'list_files',
            'list_activations', 'prune', 'subject', 'perform']
 
-# %% ../nbs/05_publish.ipynb #76b99cd7
+# %% ../nbs/05_publish.ipynb #8e99445f
 import fcntl
 import re
 import shutil
@@ -29,6 +29,7 @@ from twotower.core import (
     sha256,
     sweep,
 )
+from .progress import progress
 from .runs import ONNX, PT, Run, blessed, files_of, find_run, read_json, write_json
 from .store import ExistsError, MissingError, Store
 from twotower.versions import (
@@ -50,7 +51,7 @@ from twotower.versions import (
     take,
 )
 
-# %% ../nbs/05_publish.ipynb #aa8b3ffc
+# %% ../nbs/05_publish.ipynb #cf3c47cd
 def upload(
     store: Store,  # where to
     run: Run,  # its model must have passed, with exactly these files
@@ -71,7 +72,7 @@ def upload(
         created = by_store_clock(store, read_json(run.path / 'run.json')['created_at'])
         manifest = {'schema_version': 1, 'run_id': run.id, 'created_at': created, 'files': files}
         write_json(copy / MANIFEST, manifest)
-        for name in names:
+        for name in progress(names, 'files uploaded'):
             put_same(store, key_of('runs', run.id, name), copy / name)
         try:
             store.put(key_of('runs', run.id, MANIFEST), copy / MANIFEST, create_only=True)

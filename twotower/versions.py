@@ -7,7 +7,7 @@ __all__ = ['METRICS', 'MANIFEST', 'PUBLISHED', 'MANIFEST_KEYS', 'ACTIVATION_KEYS
            'by_store_clock', 'read_manifest', 'check_file', 'take', 'read_activation', 'activations', 'active',
            'append', 'dated']
 
-# %% ../nbs/24_versions.ipynb #79890960
+# %% ../nbs/24_versions.ipynb #c39b9ecd
 import hashlib
 import json
 import re
@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from .core import GateError, OutsideError, installation, sha256
+from .progress import progress
 from .runs import FIRST_FILES, MODEL_FILES, blessed, write_json
 from .store import ExistsError, MissingError, Store
 
@@ -120,7 +121,7 @@ def check_file(
             f'{name} is damaged: {size} bytes with sha256 {found}, must be {fact["bytes"]} with {fact["sha256"]}'
         )
 
-# %% ../nbs/24_versions.ipynb #f12d64d7
+# %% ../nbs/24_versions.ipynb #309131af
 def take(
     store: Store,  # where from
     run_id: str,  # an uploaded run
@@ -133,7 +134,7 @@ def take(
     names = {key.removeprefix(f'{home}/') for key in store.list(home)} - {MANIFEST}
     if names != wanted:
         raise OutsideError(f'{home} in {store}: missing {sorted(wanted - names)}, unexpected {sorted(names - wanted)}')
-    for name, fact in manifest['files'].items():
+    for name, fact in progress(manifest['files'].items(), 'files fetched'):
         store.get(f'{home}/{name}', folder / name)
         check_file(folder / name, fact, f'{home}/{name}')
     blessed(folder, folder / METRICS)
