@@ -212,16 +212,18 @@ class Rehearsal:
             raise MissingError(f'{key} is not in {self}')
         return self.scratch if key in self.scratch.list(check_key(key).rpartition('/')[0]) else self.store
 
-# %% ../nbs/15_store.ipynb #c0015826
+# %% ../nbs/15_store.ipynb #ef97bfbb
 def open_store(
     env: Environment | None = None,  # where to look for a Supabase project, by default the environment and `.env`
+    **options,  # of `SupabaseStore`, such as attempts and timeout
 ) -> Store:  # the bucket if SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY are set, else the folder `local_store`
     "The store of this installation."
     env = env or environment()
     if env.supabase_url and env.service_role_key:
         from twotower.supabase_store import SupabaseStore  # it knows this module
 
-        return SupabaseStore(env.supabase_url, env.service_role_key.get_secret_value(), installation().bucket)
+        key = env.service_role_key.get_secret_value()
+        return SupabaseStore(env.supabase_url, key, installation().bucket, **options)
     if env.supabase_url or env.service_role_key:
         have, lack = 'SUPABASE_URL', 'SUPABASE_SERVICE_ROLE_KEY'
         have, lack = (have, lack) if env.supabase_url else (lack, have)
