@@ -19,6 +19,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'twotower.cli._lines': ('cli.html#_lines', 'twotower/cli.py'),
                               'twotower.cli._open': ('cli.html#_open', 'twotower/cli.py'),
                               'twotower.cli._parameters': ('cli.html#_parameters', 'twotower/cli.py'),
+                              'twotower.cli._profile_of': ('cli.html#_profile_of', 'twotower/cli.py'),
                               'twotower.cli._profiles': ('cli.html#_profiles', 'twotower/cli.py'),
                               'twotower.cli._recommendations': ('cli.html#_recommendations', 'twotower/cli.py'),
                               'twotower.cli._rows_line': ('cli.html#_rows_line', 'twotower/cli.py'),

@@ -354,7 +354,7 @@ def summary_lines(
         lines += _recommendations(run, k)
     return [*lines, f'reports   {run.path / "index.html"}']
 
-# %% ../nbs/07_cli.ipynb #c8c98792
+# %% ../nbs/07_cli.ipynb #5e349bdb
 def _profiles(incomplete: str) -> list[str]:
     folders = [
         path.parent
@@ -364,9 +364,13 @@ def _profiles(incomplete: str) -> list[str]:
     return sorted({folder.name for folder in folders if folder.name.startswith(incomplete)})
 
 
+def _profile_of(ctx: typer.Context) -> str:
+    return ctx.params.get('profile') or next(iter(ctx.args), 'demo')  # before an option it is not yet parsed
+
+
 def _stages(ctx: typer.Context, incomplete: str) -> list[str]:
     with contextlib.suppress(TwotowerError):
-        return [name for name in chain(ctx.params.get('profile') or 'demo') if name.startswith(incomplete)]
+        return [name for name in chain(_profile_of(ctx)) if name.startswith(incomplete)]
     return []
 
 
@@ -379,22 +383,21 @@ def _run_ids(incomplete: str) -> list[str]:
 
 def _parameters(ctx: typer.Context, incomplete: str) -> list[str]:
     with contextlib.suppress(TwotowerError):
-        profile = ctx.params.get('profile') or 'demo'
-        stages = ['02_train'] if ctx.info_name == 'sweep' else chain(profile)
+        stages = ['02_train'] if ctx.info_name == 'sweep' else chain(_profile_of(ctx))
         names = {name for stage in stages for name in declared(project_file(f'nbs/{stage}.ipynb'))} - {'run_id'}
         return [f'{name}=' for name in sorted(names) if name.startswith(incomplete)]
     return []
 
-# %% ../nbs/07_cli.ipynb #0938d22d
+# %% ../nbs/07_cli.ipynb #96e717cd
 _EXAMPLES = """
 Examples:
 
-- `twotower doctor` — is all there that is needed?
-- `twotower movielens` — films and real ratings to begin with
-- `twotower run demo` — all stages: prepare, train, judge, embed, publish, look
-- `twotower run demo --from 03_eval` — go on with the newest run
-- `twotower summary stable` — the newest run that passed its gate
-- `twotower run --help` — more of one command
+- `twotower doctor`: is all there that is needed?
+- `twotower movielens`: films and real ratings to begin with
+- `twotower run demo`: all stages: prepare, train, judge, embed, publish, look
+- `twotower run demo --from 03_eval`: go on with the newest run
+- `twotower summary stable`: the newest run that passed its gate
+- `twotower run --help`: more of one command
 """
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode='markdown', epilog=_EXAMPLES)
 
@@ -475,7 +478,7 @@ def run_chain(
             return stage.name, error
     return None
 
-# %% ../nbs/07_cli.ipynb #5a6ade66
+# %% ../nbs/07_cli.ipynb #f51a26e5
 @app.command('run')
 def run_command(
     profile: Annotated[
@@ -599,7 +602,7 @@ def movielens(
     for name, value in load(folder).items():
         typer.echo(f'{name:<15} {value:,}' if isinstance(value, int) else f'{name:<15} {value}')
 
-# %% ../nbs/07_cli.ipynb #f161619b
+# %% ../nbs/07_cli.ipynb #0faaa731
 def _tries(path: Path, given: list[str]) -> dict[str, list]:
     "Values to try, by parameter, of the kinds that 02_train declares."
     kinds, values = declared(project_file('nbs/02_train.ipynb')), {}

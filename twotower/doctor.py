@@ -6,7 +6,7 @@
 __all__ = ['CHECKS', 'Finding', 'lines', 'check_python', 'check_packages', 'check_project', 'check_disk', 'check_database',
            'check_store', 'check_secrets', 'examine']
 
-# %% ../nbs/33_doctor.ipynb #9d118d75
+# %% ../nbs/33_doctor.ipynb #2729c563
 import importlib.metadata
 import os
 import platform
@@ -22,7 +22,7 @@ from packaging.version import Version
 
 from . import embedded
 from .connections import Connection, connect, describe
-from .core import PACKAGE, TwotowerError, environment, installation, project_file, project_root
+from .core import TwotowerError, environment, installation, project_file, project_root
 from .secrets import known_secrets, masked, needles, vague
 
 # %% ../nbs/33_doctor.ipynb #0b53c6c8
@@ -48,7 +48,7 @@ def lines(
     missing = [f.about for f in findings if f.state == 'missing']
     return [*shown, '', f'missing: {", ".join(missing)}' if missing else 'nothing is missing']
 
-# %% ../nbs/33_doctor.ipynb #82611ca6
+# %% ../nbs/33_doctor.ipynb #718f1e6a
 def check_python() -> Iterator[Finding]:
     "The version of Python."
     needed, found = importlib.metadata.metadata('twotower')['Requires-Python'], platform.python_version()
@@ -84,7 +84,7 @@ def check_packages(
     for line, said in wrong.items():
         yield Finding('packages', 'missing', said, f"pip install '{line.partition(';')[0].strip()}'")
 
-# %% ../nbs/33_doctor.ipynb #d8c0d34a
+# %% ../nbs/33_doctor.ipynb #44c78ebd
 _LEAST, _ENOUGH = 1e9, 5e9  # bytes
 
 
@@ -94,9 +94,8 @@ def _existing(path: Path) -> Path:
 
 def check_project() -> Iterator[Finding]:
     "Where settings, profiles and notebooks come from."
-    own = project_file('settings.ini').parent in (project_root(), PACKAGE.parent)
-    source = 'its own' if own else 'those of the installed package'
-    yield Finding('project', 'ok', f'{project_root()}; settings, profiles and notebooks: {source}')
+    source = project_file('settings.ini').parent
+    yield Finding('project', 'ok', f'{project_root()}, with the settings, profiles and notebooks of {source}')
 
 
 def check_disk(
@@ -119,7 +118,7 @@ def check_disk(
             'disk', 'note' if few else 'ok', said, 'a run with many millions of reviews needs more' if few else ''
         )
 
-# %% ../nbs/33_doctor.ipynb #73f064c2
+# %% ../nbs/33_doctor.ipynb #e82fe68a
 _PGVECTOR = Version('0.8')  # the first that filters while it searches
 
 
