@@ -664,11 +664,11 @@ def sweep_command(
         keep(own, best)
         typer.echo(f'written: {own}')
 
-# %% ../nbs/07_cli.ipynb #6dee9f5e
+# %% ../nbs/07_cli.ipynb #8879ae11
 def main() -> None:
     "The `twotower` command: an error that a person can mend is one line, and not a traceback."
     try:
-        app()
+        app(prog_name='twotower')
     except TwotowerError as error:
         typer.echo(f'error: {error}', err=True)
         sys.exit(1)
