@@ -302,7 +302,7 @@ def execute(
             content = _keep(content, run, target, folder)
     return failure(content)
 
-# %% ../nbs/07_cli.ipynb #c4902baa
+# %% ../nbs/07_cli.ipynb #c0971b7f
 def _table_lines(frame) -> list[str]:
     from twotower.report import cell_texts
 
@@ -348,7 +348,7 @@ def summary_lines(
         lines.append(_rows_line(read_json(run.prep / SUMMARY)))
     if run.metrics.is_file():
         metrics = read_json(run.metrics)
-        lines += ['', *_table_lines(metrics_frame(metrics).drop(columns='95 % interval')), '']
+        lines += ['', *_table_lines(metrics_frame(metrics).drop(columns=['95 % interval', 'unit', 'better'])), '']
         lines += [f'verdict   {metrics["verdict"]}', *(f'          {reason}' for reason in metrics.get('reasons', []))]
     if '04_embed' in read_json(run.path / 'run.json')['stages']:
         lines += _recommendations(run, k)
@@ -436,7 +436,7 @@ def _open(run_id: str | None, resume: bool) -> Run:
         raise SettingError(f'run {run.id} exists: go on with --from STAGE, or choose another --run-id')
     return run
 
-# %% ../nbs/07_cli.ipynb #2aad8ccc
+# %% ../nbs/07_cli.ipynb #bdedbe7f
 class _Clock:
     "The line of a stage: its name and how long it has been running."
 
@@ -472,7 +472,7 @@ def run_chain(
             clock.end('interrupted')
             raise KeyboardInterrupt(stage.name) from None
         finally:
-            index_page(run)
+            index_page(run, [stage.name for stage in stages])
         clock.end('failed' if error else '')
         if error:
             return stage.name, error
