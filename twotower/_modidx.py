@@ -622,6 +622,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'twotower.train.check_config': ('train.html#check_config', 'twotower/train.py'),
                                 'twotower.train.inner_part': ('train.html#inner_part', 'twotower/train.py'),
                                 'twotower.train.load_prepared': ('train.html#load_prepared', 'twotower/train.py'),
+                                'twotower.train.popularity_score': ('train.html#popularity_score', 'twotower/train.py'),
                                 'twotower.train.save_training': ('train.html#save_training', 'twotower/train.py'),
                                 'twotower.train.score': ('train.html#score', 'twotower/train.py'),
                                 'twotower.train.set_aside': ('train.html#set_aside', 'twotower/train.py'),
