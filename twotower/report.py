@@ -95,7 +95,7 @@ def cell_text(
         return f'{value:%Y-%m-%d %H:%M:%S}'.removesuffix(' 00:00:00')
     return str(value)
 
-# %% ../nbs/09_report.ipynb #ebaa5b25
+# %% ../nbs/09_report.ipynb #b8148227
 _NUMERIC = re.compile(r'(?=.*\d)(?:[-+±\d.,\s%()\[\]\u2212\u2013]|to)*')
 
 
@@ -122,11 +122,15 @@ def table(
 ) -> HTML:  # to be displayed
     "A table for people."
     texts = cell_texts(frame)
-    sides = ['right' if _right_aligned(frame.iloc[:, i].tolist()) else 'left' for i in range(frame.shape[1])]
+    sides = [
+        'right;white-space:nowrap' if _right_aligned(frame.iloc[:, i].tolist()) else 'left'
+        for i in range(frame.shape[1])
+    ]
 
     def row(cells, tag):
         escaped = zip(sides, map(html_text.escape, map(str, cells)), strict=True)
-        return '<tr>' + ''.join(f'<{tag} style="text-align:{side}">{text}</{tag}>' for side, text in escaped) + '</tr>'
+        cells = (f'<{tag} style="text-align:{side}">{text}</{tag}>' for side, text in escaped)
+        return f'<tr>{"".join(cells)}</tr>'
 
     body = '\n'.join(row(cells, 'td') for cells in zip(*texts, strict=True))
     title = f'<caption style="text-align:left">{html_text.escape(caption)}</caption>' if caption else ''
@@ -166,7 +170,7 @@ def header(
         )
     )
 
-# %% ../nbs/09_report.ipynb #60e61e9f
+# %% ../nbs/09_report.ipynb #4af2e6ad
 CSS = """
 :root { color-scheme: light dark; --ink: #1d2329; --soft: #5c6670; --paper: #fff; --tint: #f5f7f9; --line: #dfe4e8;
         --accent: #0072B2; --bad: #b3261e; --bad-tint: #fdf0ee; --good: #00734f; --good-tint: #eaf6f1 }
@@ -198,7 +202,7 @@ figure { margin: 1rem 0 1.4rem } figure img, figure svg { max-width: 100%; heigh
 .box.bad { border-color: var(--bad); background: var(--bad-tint) } .box.good { border-color: var(--good); background: var(--good-tint) }
 .bad > b:first-child, b.bad { color: var(--bad) } .good > b:first-child, b.good { color: var(--good) }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(14rem, 100%), 1fr)); gap: 1rem 2rem; margin: 1.4rem 0; font-size: .9rem }
-.bars { display: grid; grid-template-columns: 6em 1fr 4em; gap: .25rem .6rem; align-items: center }
+.bars { display: grid; grid-template-columns: 5.5em 1fr 3em; gap: .25rem .6rem; align-items: center }
 .bars i { height: .85em; border-radius: 2px; min-width: 1px } .bars span:nth-child(3n) { font-variant-numeric: tabular-nums }
 footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--line); color: var(--soft); font-size: .85rem }
 @media (max-width: 40rem) { main { padding: 1.4rem 1rem 3rem } h1 { font-size: 1.6rem } th, td { padding: .35rem .6rem }
@@ -267,7 +271,7 @@ def _output(output: dict, alt: str) -> str:
         return _markdown(data['text/markdown'])
     return f'<pre>{html_text.escape(_plain(data.get("text/plain", "")))}</pre>'
 
-# %% ../nbs/09_report.ipynb #46e0b1d3
+# %% ../nbs/09_report.ipynb #ac1270cd
 def failure(
     notebook: dict,  # the JSON of an executed notebook
 ) -> str | None:  # such as `GateError: recall@20 is 0.1`
@@ -322,7 +326,7 @@ def render(
     with atomic_file(html) as draft:
         draft.write_text(page(html.stem, '\n'.join(parts)), encoding='utf-8')
 
-# %% ../nbs/09_report.ipynb #5a109014
+# %% ../nbs/09_report.ipynb #45f5f2db
 _UNITS = {  # what it is measured in, and which is better
     'auc': ('share of pairs', 'higher'),
     'auc_within': ('share of pairs', 'higher'),
@@ -347,7 +351,7 @@ def metrics_frame(
     rows = []
     for name, value in metrics.get('metrics', {}).items():
         low, high = intervals.get(name) or (None, None)
-        interval = f'{number(low)} to {number(high)}' if low is not None else None
+        interval = f'{number(low, 3)} to {number(high, 3)}' if low is not None else None
         unit, better = _UNITS.get(name.partition('@')[0], ('', ''))
         rivals = {rival: values.get(name) for rival, values in baselines.items()}
         rows.append(
@@ -355,7 +359,7 @@ def metrics_frame(
         )
     return pd.DataFrame(rows)
 
-# %% ../nbs/09_report.ipynb #3ade5eb9
+# %% ../nbs/09_report.ipynb #efc6a486
 def _bars(metrics: dict) -> str:
     values = {'model': metrics.get('metrics', {}), **metrics.get('baselines', {})}
     colours, parts = {'model': BLUE, 'popularity': ORANGE}, []
@@ -364,7 +368,7 @@ def _bars(metrics: dict) -> str:
             continue
         rows = [
             f'<span>{html_text.escape(who)}</span><i style="width:{max(0, min(value[name], 1)):.1%};background:{colours.get(who, GREY)}"></i>'
-            f'<span>{number(value[name])}</span>'
+            f'<span>{number(value[name], 3)}</span>'
             for who, value in values.items()
             if value.get(name) is not None
         ]
@@ -382,7 +386,7 @@ def _verdict_box(metrics: dict) -> str:
     text = '<br>'.join(map(html_text.escape, [lines[0], *metrics.get('reasons', [])]))
     return f'<div class="box {"good" if passed else "bad"}"><b>Verdict: {"pass" if passed else "fail"}</b> {text}</div>'
 
-# %% ../nbs/09_report.ipynb #72d53c1f
+# %% ../nbs/09_report.ipynb #c3b42659
 def _stage_row(run: Run, notebook: Path) -> str:
     content = read_json(notebook)
     seconds = content['metadata'].get('papermill', {}).get('duration')
