@@ -7,9 +7,10 @@ __all__ = ['KINDS', 'app', 'read_yaml', 'chain', 'declared', 'defaults', 'typed'
            'about', 'run_chain', 'run_command', 'summary', 'secrets_command', 'doctor_command', 'migrate_command',
            'movielens', 'sweep_command', 'main']
 
-# %% ../nbs/07_cli.ipynb #936ac225
+# %% ../nbs/07_cli.ipynb #c1f3e1a7
 import ast
 import contextlib
+import difflib
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ from twotower.core import (
 )
 from .runs import SUMMARY, USER_EMBEDDINGS, Run, all_runs, create_run, find_run, read_json, write_json
 
-# %% ../nbs/07_cli.ipynb #a92d6056
+# %% ../nbs/07_cli.ipynb #48717b6a
 def read_yaml(
     path: Path,  # a file with one flat mapping
 ) -> dict:  # its content
@@ -75,7 +76,7 @@ def chain(
             raise SettingError(f'{name} is no stage of {profile}, which has: {" ".join(stages)}')
     begin, end = stages.index(first or stages[0]), stages.index(last or stages[-1])
     if begin > end:
-        raise SettingError(f'{first} comes after {last} in {profile}')
+        raise SettingError(f'{first} comes after {last} in {profile}: change the two')
     return stages[begin : end + 1]
 
 # %% ../nbs/07_cli.ipynb #dea49c1c
@@ -133,7 +134,7 @@ def typed(
         raise SettingError(f'{where} is {value!r}, must be {kind.__name__}' + ('' if is_text else hint))
     return kind(value)
 
-# %% ../nbs/07_cli.ipynb #d766ac8f
+# %% ../nbs/07_cli.ipynb #aaeaf1b2
 @dataclass(frozen=True)
 class Stage:
     "A notebook and the parameters it will run with."
@@ -143,6 +144,11 @@ class Stage:
     parameters: dict  # by name; what is not here keeps the notebook's default
 
 
+def _meant(wrong: Iterable[str], known: Iterable[str]) -> str:
+    close = {name for word in wrong for name in difflib.get_close_matches(word, known, 2)}
+    return f'; did you mean {" or ".join(sorted(close))}?' if close else f'; there are {", ".join(sorted(known))}'
+
+
 def plan(
     profile: str,  # a folder in params/
     stages: list[str],  # from `chain`
@@ -150,7 +156,7 @@ def plan(
     run_id: str,  # goes to all
 ) -> list[Stage]:  # ready to run
     "Check all parameters of all stages."
-    plans, unused = [], set(settings)
+    plans, unused, known = [], set(settings), set()
     for name in stages:
         source, path = project_file(f'nbs/{name}.ipynb'), project_file(f'params/{profile}/{name}.yaml')
         kinds, given = declared(source), read_yaml(path)
@@ -161,9 +167,10 @@ def plan(
         values = {k: typed(v, kinds[k], f'{path}: {k}') for k, v in given.items()}
         values |= {k: typed(v, kinds[k], f'-p {k}', is_text=True) for k, v in settings.items() if k in kinds}
         unused -= set(kinds)
+        known |= set(kinds)
         plans.append(Stage(name, source, values | {'run_id': run_id}))
     if unused:
-        raise SettingError(f'-p {", ".join(sorted(unused))}: no parameter of {" ".join(stages)}')
+        raise SettingError(f'-p {", ".join(sorted(unused))}: no parameter of {" ".join(stages)}{_meant(unused, known)}')
     return plans
 
 # %% ../nbs/07_cli.ipynb #c6a7215a

@@ -237,7 +237,7 @@ def _apply(conn: psycopg.Connection, path: Path) -> bool:
         conn.execute(_named('INSERT INTO public.twotower_migrations VALUES (%s, %s)'), [path.name, digest])
     return True
 
-# %% ../nbs/14_database.ipynb #eab79efd
+# %% ../nbs/14_database.ipynb #1dc0304c
 _QUOTED = csv.WriteOptions(include_header=False, quoting_style='all_valid')
 _ROWS = 1 << 16  # rows that are turned into bytes at a time
 
@@ -249,7 +249,9 @@ def _stage(conn: psycopg.Connection, name: str, columns: str, table: pa.Table) -
             nul = pc.fill_null(pc.match_substring(table[field.name], '\0'), False)
             if (rows := table.filter(nul)).num_rows:
                 found = rows.slice(0, 3).to_pydict()[field.name]
-                raise InputError(f'{field.name} {found} contains a NUL character, which PostgreSQL can not store')
+                raise InputError(
+                    f'{field.name} {found} contains a NUL character, which PostgreSQL can not store: remove it'
+                )
     conn.execute(f'DROP TABLE IF EXISTS pg_temp.{name}; CREATE TEMP TABLE {name} ({columns}) ON COMMIT DROP')
     with conn.cursor() as cursor, cursor.copy(f'COPY {name} FROM STDIN (FORMAT csv)') as copy:
         for batch in table.to_batches(max_chunksize=_ROWS):
@@ -617,7 +619,7 @@ def _built_at_once(conn: psycopg.Connection, table: str) -> Iterator[None]:
     for _, definition in indexes:
         conn.execute(definition)
 
-# %% ../nbs/14_database.ipynb #52e723ae
+# %% ../nbs/14_database.ipynb #4a991448
 def save_embeddings(
     conn: Connection,  # migrated
     table: pa.Table,  # `embeddings_schema(key)`; ids that are no UUID go as `as_uuid`
@@ -642,7 +644,7 @@ def save_embeddings(
         missing, first = _take_out_missing(conn, name, key)
         first = [table[key][_position(ids, found)].as_py() for found in first]
         if strict and missing:
-            raise InputError(f'{name}: {key} {first} refer to nothing ({missing} such)')
+            raise InputError(f'{name}: {key} {first} refer to nothing ({missing} such): save what they refer to first')
         few = _take_out_few(conn, min_user_interactions) if key == USER and min_user_interactions > 0 else 0
         names, values = {'table': name, 'key': key}, {'version': model_version}
         compare = dry_run or conn.execute(_KNOWN_MODEL.format(**names), values).fetchone()[0]

@@ -326,7 +326,7 @@ def _attempt(client: Client, query: dict) -> dict:
         raise found
     return found
 
-# %% ../nbs/16_items_api.ipynb #890082f8
+# %% ../nbs/16_items_api.ipynb #bccd9b9f
 def read_page(
     client: Client,  # open
     start: datetime,  # first second of the window, with its time zone
@@ -339,7 +339,7 @@ def read_page(
         client.retries += 1
 
     def give_up(state: RetryCallState) -> None:
-        raise OutsideError(f'{state.outcome.exception()} (asked {state.attempt_number} times)')
+        raise OutsideError(f'{state.outcome.exception()} (asked {state.attempt_number} times): try again later')
 
     query = {'site': client.site, 'service': client.service, 'floor': client.floor, 'sort': 'date', 'output': 'json'}
     query |= {'hits': client.hits, 'offset': offset, 'gte_date': _stamp(start), 'lte_date': _stamp(end)}
@@ -355,7 +355,9 @@ def read_page(
     total, items = _count(result.get('total_count')), result.get('items')
     items = [] if total == 0 and not items else items
     if total is None or not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise OutsideError(f'{client.host}: total_count must be a number, and items a list of objects')
+        raise OutsideError(
+            f'{client.host}: total_count must be a number, and items a list of objects: compare its answers with its documentation'
+        )
     rows = [video(item, client.site) for item in items]
     videos = pa.Table.from_pylist(list({row['content_id']: row for row in rows}.values()), VIDEOS)
     return Page(start, end, total, [row['content_id'] for row in rows], videos)

@@ -95,7 +95,7 @@ def cell_text(
         return f'{value:%Y-%m-%d %H:%M:%S}'.removesuffix(' 00:00:00')
     return str(value)
 
-# %% ../nbs/09_report.ipynb #b8148227
+# %% ../nbs/09_report.ipynb #a1dc8df4
 _NUMERIC = re.compile(r'(?=.*\d)(?:[-+±\d.,\s%()\[\]\u2212\u2013]|to)*')
 
 
@@ -386,11 +386,12 @@ def _verdict_box(metrics: dict) -> str:
     text = '<br>'.join(map(html_text.escape, [lines[0], *metrics.get('reasons', [])]))
     return f'<div class="box {"good" if passed else "bad"}"><b>Verdict: {"pass" if passed else "fail"}</b> {text}</div>'
 
-# %% ../nbs/09_report.ipynb #c3b42659
+# %% ../nbs/09_report.ipynb #37410f90
 def _stage_row(run: Run, notebook: Path) -> str:
     content = read_json(notebook)
     seconds = content['metadata'].get('papermill', {}).get('duration')
-    claim = re.search(r'^> (.*)', ''.join(content['cells'][0]['source']) if content['cells'] else '', re.M)
+    prose = '\n'.join(''.join(c['source']) for c in content['cells'] if c['cell_type'] == 'markdown')
+    claim = re.search(r'^> (.*)', prose, re.M)
     error = failure(content)
     state = f'<b class=bad>failed</b> {html_text.escape(error)}' if error else '<b class=good>done</b>'
     stem = html_text.escape(notebook.stem)
