@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['LeakError', 'known_secrets', 'vague', 'needles', 'names_in', 'search', 'leak', 'masked']
 
-# %% ../nbs/32_secrets.ipynb #b0cbe449
+# %% ../nbs/32_secrets.ipynb #b27a7d56
 import base64
 import html
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 from urllib.parse import quote, quote_plus
@@ -20,31 +19,33 @@ from urllib.parse import quote, quote_plus
 import psycopg
 from dotenv import dotenv_values
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import SecretStr
+from pydantic import AliasChoices, SecretStr
 
-from .core import Environment, TwotowerError, project_root
+from .core import Environment, OutsideError, TwotowerError, disk_advice, project_root
 
-# %% ../nbs/32_secrets.ipynb #40f8cf1c
+# %% ../nbs/32_secrets.ipynb #02cad962
 class LeakError(TwotowerError):
     "A secret stands in a file that others will read: names the file and the variable, never the value."
 
 
 def _variables() -> set[str]:  # in capitals
-    fields = [f for f in Environment.model_fields.values() if SecretStr in (f.annotation, *get_args(f.annotation))]
-    return {name.upper() for f in fields for name in f.validation_alias.choices} | {'PGPASSWORD'}
+    names = {'PGPASSWORD'}
+    for own, field in Environment.model_fields.items():
+        if SecretStr in (field.annotation, *get_args(field.annotation)):
+            alias = field.validation_alias
+            names |= {
+                str(name).upper() for name in (alias.choices if isinstance(alias, AliasChoices) else [alias or own])
+            }
+    return names
 
 
 def known_secrets() -> list[tuple[str, SecretStr]]:  # variable, value
     "The secrets of this machine, as they are set in the environment and in `.env`."
     names, sources = _variables(), (os.environ, dotenv_values(project_root() / '.env'))
-    return [
-        (name, SecretStr(value))
-        for source in sources
-        for name, value in source.items()
-        if value and name.upper() in names
-    ]
+    values = [(name, (value or '').strip()) for source in sources for name, value in source.items()]
+    return [(name, SecretStr(value)) for name, value in values if value and name.upper() in names]
 
-# %% ../nbs/32_secrets.ipynb #4bfaf95c
+# %% ../nbs/32_secrets.ipynb #ec7dbe50
 _WORD = re.compile(r'[A-Z]?[^\W\d_A-Z]*|[A-Z]+|\d+')
 
 
@@ -121,7 +122,7 @@ def needles(
             found |= dict.fromkeys(betraying, name)
     return found
 
-# %% ../nbs/32_secrets.ipynb #f874d4e3
+# %% ../nbs/32_secrets.ipynb #0cbaff95
 _PACKED = {'.parquet', '.pt', '.onnx', '.png', '.npz', '.npy'}
 
 
@@ -144,13 +145,18 @@ def search(
     look: dict[bytes, str],  # from `needles`
 ) -> list[tuple[Path, str]]:  # file and variable, sorted
     "Every file that holds a secret."
-    found = []
-    for place, folders, names in os.walk(folder) if folder.is_dir() else [(folder.parent, [], [folder.name])]:
+    found, files = [], [folder] if folder.is_file() else []
+    for place, folders, names in os.walk(folder) if look else ():
         folders[:] = [name for name in folders if not name.startswith('.')]
-        for path in (Path(place, name) for name in names if not name.startswith('.') and look):
-            if path.suffix not in _PACKED:
-                with suppress(FileNotFoundError):  # a draft that has just been renamed, or a link to nothing
-                    found += [(path, name) for name in names_in(path, look)]
+        files += [Path(place, name) for name in names if not name.startswith('.')]
+    for path in files:
+        if path.suffix not in _PACKED and path.is_file():
+            try:
+                found += [(path, name) for name in names_in(path, look)]
+            except FileNotFoundError:  # a draft that has just been renamed
+                continue
+            except OSError as error:
+                raise OutsideError(f'{path} can not be searched for secrets: {disk_advice(error)}') from error
     return sorted(found)
 
 # %% ../nbs/32_secrets.ipynb #4f4b8cea
