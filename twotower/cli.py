@@ -532,7 +532,7 @@ def run_command(
         raise typer.Exit(1)
     typer.echo('\n' + '\n'.join(summary_lines(run)))
 
-# %% ../nbs/07_cli.ipynb #b8505350
+# %% ../nbs/07_cli.ipynb #f65ca692
 @app.command()
 def summary(
     run_id: Annotated[
@@ -545,7 +545,7 @@ def summary(
     """
     typer.echo('\n'.join(summary_lines(find_run(run_id))))
 
-
+# %% ../nbs/07_cli.ipynb #3afb2a88
 @app.command('secrets')
 def secrets_command(
     folder: Annotated[Path | None, typer.Argument(help='Where to look; by default outputs/.')] = None,
@@ -593,7 +593,7 @@ def migrate_command() -> None:
         done = migrate(connection)
         typer.echo(f'{target(connection)}: {", ".join(done) or "nothing to do"}')
 
-
+# %% ../nbs/07_cli.ipynb #f683c58a
 @app.command()
 def movielens(
     folder: Annotated[

@@ -176,7 +176,7 @@ def check_schema(
         head = f'{target(conn)}: the tables are not as they must be, so nothing was done'
         raise OutsideError('\n'.join([head, *problems]))
 
-# %% ../nbs/14_database.ipynb #bd7876ca
+# %% ../nbs/14_database.ipynb #cf22371c
 MIGRATIONS = PACKAGE / 'migrations'
 
 
@@ -189,7 +189,7 @@ def applied(
             return set()
         return {name for (name,) in conn.execute(_named('SELECT name FROM public.twotower_migrations'))}
 
-
+# %% ../nbs/14_database.ipynb #75b8a5f9
 def migrate(
     conn: psycopg.Connection,  # as a role that may create tables
 ) -> list[str]:  # the files that were applied now
@@ -237,7 +237,7 @@ def _apply(conn: psycopg.Connection, path: Path) -> bool:
         conn.execute(_named('INSERT INTO public.twotower_migrations VALUES (%s, %s)'), [path.name, digest])
     return True
 
-# %% ../nbs/14_database.ipynb #1dc0304c
+# %% ../nbs/14_database.ipynb #a75677be
 _QUOTED = csv.WriteOptions(include_header=False, quoting_style='all_valid')
 _ROWS = 1 << 16  # rows that are turned into bytes at a time
 

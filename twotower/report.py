@@ -271,7 +271,7 @@ def _output(output: dict, alt: str) -> str:
         return _markdown(data['text/markdown'])
     return f'<pre>{html_text.escape(_plain(data.get("text/plain", "")))}</pre>'
 
-# %% ../nbs/09_report.ipynb #ac1270cd
+# %% ../nbs/09_report.ipynb #7bcf3d95
 def failure(
     notebook: dict,  # the JSON of an executed notebook
 ) -> str | None:  # such as `GateError: recall@20 is 0.1`
@@ -306,7 +306,7 @@ def _body(notebook: dict) -> list[str]:
             ]
     return [part for part in parts if part]
 
-
+# %% ../nbs/09_report.ipynb #3db153be
 def render(
     notebook: Path,  # an executed notebook
     html: Path,  # the page to write
