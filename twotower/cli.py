@@ -226,7 +226,7 @@ def _watch(future: Future, started: list, tick: Callable, told: Path) -> None:
         _stop(future, started)
         raise
 
-# %% ../nbs/07_cli.ipynb #9408bc2b
+# %% ../nbs/07_cli.ipynb #760842ca
 def _complete(content: dict, error: BaseException | None, log: str) -> None:
     "Let the notebook say itself how it ended."
     from twotower.report import failure
@@ -241,7 +241,7 @@ def _complete(content: dict, error: BaseException | None, log: str) -> None:
             {'output_type': 'error', 'ename': name, 'evalue': text, 'traceback': lines}
         )
 
-
+# %% ../nbs/07_cli.ipynb #8d8decbf
 def _withheld(stage: str, error: Exception) -> dict:
     "A notebook that says only why there is no other."
     name, text = type(error).__name__, str(error)
@@ -275,7 +275,7 @@ def _keep(content: dict, run: Run, target: Path, folder: Path) -> dict:
     render(target, target.with_suffix('.html'))
     return content
 
-
+# %% ../nbs/07_cli.ipynb #621e7764
 def execute(
     stage: Stage,  # what to run
     run: Run,  # where its report goes
