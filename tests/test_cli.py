@@ -261,6 +261,51 @@ def test_long_work_is_silent_where_nobody_looks():
     assert (quiet.stdout, quiet.stderr) == ('[0, 1, 2]\n', '')
 
 
+def test_what_is_wrong_is_said_before_anything_runs(project, twotower):
+    def refused(*arguments: str, says: str) -> None:
+        status, _, err = twotower('run', *arguments)
+        assert status == 1
+        assert err.startswith('error: ')
+        assert says in err
+        assert 'Traceback' not in err
+        assert not (project / 'outputs').exists()
+
+    last = project / 'params' / 'toy' / '03_eval.yaml'  # the first stages are in order
+    for content, says in {
+        'sead: 1\n': "03_eval.yaml: unknown parameters ['sead']; 03_eval has ['run_id', 'seed']",
+        'seed: 1.5\n': '03_eval.yaml: seed is 1.5, must be int',
+        'seed: one\n': "03_eval.yaml: seed is 'one', must be int",
+        'seed: true\n': '03_eval.yaml: seed is True, must be int',
+        'seed:\n': '03_eval.yaml: seed is None, must be int',
+        'seed: 1\nseed: 2\n': '03_eval.yaml: seed stands twice',
+        'seed: [\n': '03_eval.yaml is not YAML',
+    }.items():
+        last.write_text(content)
+        refused('toy', says=says)
+    last.unlink()
+    refused('toy', says='params/toy/03_eval.yaml is in none of')
+    last.write_text('seed: 1\n')
+
+    (project / 'params' / 'toy' / '01_prep.yaml').write_text('rate: 1e-3\n')
+    refused('toy', says="01_prep.yaml: rate is '1e-3', must be float; YAML reads 1e-3 as text: write 0.001")
+    (project / 'params' / 'toy' / '01_prep.yaml').write_text('rate: 0.001\n')
+
+    refused('toy', '-p', 'sead=1', says='-p sead: no parameter of 01_prep 02_train 03_eval')
+    refused('toy', '--to', '02_train', '--from', '02_train', '-p', 'seed=1', says='-p seed: no parameter of 02_train')
+    refused('toy', '-p', 'seed=1.5', says="-p seed is '1.5', must be int")
+    refused('toy', '-p', 'seed', says='-p seed: must be name=value')
+    refused('toy', '-p', 'run_id=x', says='use --run-id')
+    refused('toy', '--from', '09_none', says='09_none is no stage of toy')
+    refused('toy', '--from', '03_eval', '--to', '01_prep', says='03_eval comes after 01_prep')
+    refused('toy', '--from', '02_train', says='holds no run yet')
+    refused('toy', '--from', '02_train', '--run-id', 'none', says="no run 'none'")
+    refused('toy', '--run-id', '../x', says='can not name a new run')
+    refused('none', says='params/none/chain.yaml is in none of')
+
+    write_notebook(project / 'nbs' / '03_eval.ipynb', *STAGES['03_eval'], tag='')
+    refused('toy', says='03_eval.ipynb has 0 cells tagged `parameters`')
+
+
 HEAVY = {'torch', 'papermill', 'matplotlib', 'pandas', 'duckdb', 'onnxruntime', 'scipy', 'IPython', 'psycopg', 'tqdm'}
 
 
