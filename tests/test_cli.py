@@ -2,15 +2,21 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import termios
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
+import typer
 
 from twotower import cli
+from twotower.runs import create_run
 
 OPENING = """
 from datetime import UTC, datetime
@@ -37,6 +43,11 @@ match params.how:
     case 'killed': os.kill(os.getpid(), signal.SIGKILL)
     case 'exit': sys.exit(0)
     case 'sleep': (run.path / 'asleep').touch(); time.sleep(60)
+    case 'leak': print(os.environ['SUPABASE_DB_URL'])
+    case 'leak file': (run.path / 'facts.json').write_text(os.environ['SUPABASE_DB_URL'])
+    case 'steps':
+        from twotower.progress import progress
+        for _ in progress(range(3), 'steps'): time.sleep(0.5)
 record(run, '02_train', params, started)
 """
 )
@@ -147,24 +158,107 @@ def test_a_stage_that_ends_without_a_word_has_failed(project, twotower, how, err
     assert states(project / 'outputs' / 'runs' / 'r1') == {'02_train': False}
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_the_kernel_and_keeps_the_report(project, number):
+def started(project: Path, how: str) -> subprocess.Popen:
+    "A chain of one stage in a process group of its own, as a shell would start it."
     (project / 'params' / 'toy' / 'chain.yaml').write_text('stages: 02_train\n')
     code = (
         'import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from twotower.cli import main; main()'
     )
-    command = [sys.executable, '-c', code, 'run', 'toy', '--run-id', 'r1', '-p', 'how=sleep']
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
-    run, patience = project / 'outputs' / 'runs' / 'r1', time.monotonic() + 60
+    command = [sys.executable, '-c', code, 'run', 'toy', '--run-id', 'r1', '-p', f'how={how}']
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ), start_new_session=True
+    )
+
+
+@pytest.mark.fault(
+    'Ctrl-C, or a service that ends the command', sees='which stage was interrupted and how to go on; exit status 130'
+)
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_kernel_and_keeps_the_report(project, number):
+    process, run, patience = started(project, 'sleep'), project / 'outputs' / 'runs' / 'r1', time.monotonic() + 60
     while not (run / 'asleep').exists():
         assert time.monotonic() < patience
         assert process.poll() is None
         time.sleep(0.1)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert family  # the kernel
+    os.killpg(process.pid, number)  # as a terminal does: to all that is in the foreground
+    out, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert 'interrupted; go on with' in err
+    assert err == 'interrupted; go on with: twotower run toy --run-id r1 --from 02_train\n'
+    assert out.splitlines()[-1].endswith('interrupted')
+    assert psutil.wait_procs(family, timeout=5)[1] == []
     assert 'KeyboardInterrupt' in (run / 'reports' / '02_train.html').read_text()
+    assert 'KeyboardInterrupt' in (run / 'index.html').read_text()
+    assert not list(run.rglob('.*'))
+    assert json.loads((run / 'run.json').read_text())['stages'] == {}
+
+
+def test_an_interrupt_while_the_kernel_starts_leaves_nothing_behind(project):
+    process, patience = started(project, 'sleep'), time.monotonic() + 60
+    while not (family := psutil.Process(process.pid).children(recursive=True)):
+        assert time.monotonic() < patience
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert psutil.wait_procs(family, timeout=5)[1] == []
+
+
+@pytest.mark.fault('a stage prints a password', sees='an error that names file and variable; the report is not kept')
+@pytest.mark.parametrize(('how', 'file'), [('leak', 'reports/02_train.ipynb'), ('leak file', 'facts.json')])
+def test_a_report_with_a_secret_is_not_kept(project, twotower, monkeypatch, how, file):
+    monkeypatch.setenv('SUPABASE_DB_URL', 'postgresql://me:hunt%40er2@db.example/x')
+    status, out, err = twotower('run', 'toy', '--run-id', 'r1', '-p', f'how={how}')
+    run = project / 'outputs' / 'runs' / 'r1'
+    assert status == 1
+    assert f'LeakError: a secret stands in {file} (the value of SUPABASE_DB_URL)' in err.replace(
+        '02_train.html (the value of SUPABASE_DB_URL), reports/', ''
+    )
+    assert states(run) == {'01_prep': True, '02_train': False}
+    texts = [out, err, *(path.read_text() for path in run.rglob('*') if path.is_file())]
+    assert not any('hunt' in text for text in texts)
+    assert 'LeakError' in (run / 'index.html').read_text()
+    status, out, _ = twotower('secrets')
+    assert (status, out) == (0, f'no secret in {project / "outputs"} (SUPABASE_DB_URL)\n')
+    (project / 'outputs' / 'sweep.csv').write_text('hunt@er2')
+    status, _, err = twotower('secrets')
+    assert (status, 'sweep.csv (the value of SUPABASE_DB_URL)' in err, 'hunt' in err) == (1, True, False)
+
+
+def on_a_terminal(*command: str, **variables: str) -> str:
+    "What a program writes to a terminal."
+    reader, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    environment = {k: v for k, v in os.environ.items() if k != 'CI'} | variables
+    process = subprocess.Popen([sys.executable, *command], stdout=terminal, stderr=terminal, env=environment)
+    os.close(terminal)
+    shown = b''
+    with suppress(OSError):  # how the end of a terminal is told
+        while piece := os.read(reader, 4096):
+            shown += piece
+    os.close(reader)
+    assert process.wait() == 0
+    return shown.decode()
+
+
+def test_a_terminal_shows_how_far_a_stage_is(project):
+    (project / 'params' / 'toy' / 'chain.yaml').write_text('stages: 02_train\n')
+    chain = on_a_terminal('-c', 'from twotower.cli import main; main()', 'run', 'toy', '-p', 'how=steps')
+    assert 'steps 1/3' in chain
+    (run,) = (project / 'outputs' / 'runs').iterdir()
+    assert '1/3' not in (run / 'reports' / '02_train.html').read_text()
+
+
+def test_long_work_is_silent_where_nobody_looks():
+    bar = 'from twotower.progress import progress; print([n for n in progress(range(3), "steps")])'
+    clock = 'from twotower.cli import _Clock; c = _Clock("a", 1); c.tick("b"); c.end()'
+    assert 'steps' in on_a_terminal('-c', bar)
+    assert '\x1b[K' in on_a_terminal('-c', clock)
+    assert on_a_terminal('-c', bar, CI='true') == '[0, 1, 2]\r\n'
+    assert on_a_terminal('-c', clock, CI='true') == '  a     0.0 s\r\n'
+    quiet = subprocess.run([sys.executable, '-c', bar], capture_output=True, text=True)
+    assert (quiet.stdout, quiet.stderr) == ('[0, 1, 2]\n', '')
 
 
 def test_what_is_wrong_is_said_before_anything_runs(project, twotower):
@@ -212,11 +306,63 @@ def test_what_is_wrong_is_said_before_anything_runs(project, twotower):
     refused('toy', says='03_eval.ipynb has 0 cells tagged `parameters`')
 
 
-def test_help_and_version_load_nothing_heavy():
-    code = 'import sys, twotower.cli; print(*sys.modules)'
-    modules = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {'torch', 'papermill', 'matplotlib', 'pandas', 'duckdb', 'onnxruntime'} & set(modules)
-    code = 'from twotower.cli import main; main()'
-    done = subprocess.run([sys.executable, '-c', code, '--help'], capture_output=True, text=True, check=True)
-    for command in ('run', 'summary', 'movielens'):
-        assert command in done.stdout
+HEAVY = {'torch', 'papermill', 'matplotlib', 'pandas', 'duckdb', 'onnxruntime', 'scipy', 'IPython', 'psycopg', 'tqdm'}
+
+
+def loaded(code: str) -> set[str]:
+    "The modules that a program has loaded when it ends."
+    code = f'import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); {code}'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.split())
+
+
+def test_what_is_not_needed_is_not_loaded():
+    assert not (HEAVY | {'numpy', 'pyarrow'}) & loaded('import twotower')
+    for arguments in (['--help'], ['doctor', '--help'], ['--version']):
+        code = f'sys.argv = ["twotower", *{arguments}]; from twotower.cli import main; main()'
+        assert not HEAVY & loaded(code), arguments
+
+
+def commands() -> dict:
+    return typer.main.get_command(cli.app).commands
+
+
+def test_every_command_explains_itself_with_an_example(twotower):
+    assert 'twotower run demo' in twotower('--help')[1]
+    for name, command in commands().items():
+        status, out, _ = twotower(name, '--help')
+        assert status == 0
+        assert re.search(rf'Example: .*twotower {name}', out), name
+        assert all(p.help for p in command.params if p.name != 'help'), name
+
+
+@pytest.fixture
+def completed(twotower, monkeypatch):
+    "What a shell offers after some words, by the protocol of its completion."
+
+    def ask(words: str) -> list[str]:
+        monkeypatch.setenv('_TWOTOWER_COMPLETE', 'complete_bash')
+        monkeypatch.setenv('COMP_WORDS', words)
+        monkeypatch.setenv('COMP_CWORD', str(words.count(' ')))
+        status, out, err = twotower()
+        assert (status, err) == (0, '')
+        return out.split()
+
+    return ask
+
+
+def test_the_shell_completes_commands_profiles_stages_runs_and_parameters(project, completed, twotower, monkeypatch):
+    for name in ('r1', 'r2', 's1'):
+        create_run(name)
+    assert {'run', 'doctor'} <= set(completed('twotower '))
+    assert completed('twotower run t') == ['toy']
+    assert completed('twotower run toy --from ') == ['01_prep', '02_train', '03_eval']
+    assert completed('twotower run toy --from 02_train --to 03') == ['03_eval']
+    assert set(completed('twotower run toy --run-id r')) == {'r1', 'r2'}
+    assert completed('twotower run toy -p r') == ['rate=']
+    assert completed('twotower summary st') == ['stable']
+    assert completed('twotower sweep toy --try ') == ['how=']
+    assert completed('twotower run none --from 0') == []
+    monkeypatch.setenv('_TWOTOWER_COMPLETE', 'source_bash')
+    assert '_TWOTOWER_COMPLETE=complete_bash' in twotower()[1]  # what --show-completion shows

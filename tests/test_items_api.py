@@ -225,7 +225,7 @@ def test_jitter_differs(shop, client, watch):
 def test_patience_ends(shop, client, fault):
     client.attempts = 3
     shop.next = [fault] * 9
-    with pytest.raises(OutsideError, match=r'^127.0.0.1: .* \(asked 3 times\)$'):
+    with pytest.raises(OutsideError, match=r'^127.0.0.1: .* \(asked 3 times\): try again later$'):
         read_page(client, *MARCH)
     assert len(shop.asked) == 3
 

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'app', 'read_yaml', 'chain', 'declared', 'defaults', 'typed', 'Stage', 'plan', 'execute', 'summary_lines',
-           'about', 'run_chain', 'run_command', 'summary', 'movielens', 'sweep_command', 'qual_command', 'main']
+           'about', 'run_chain', 'run_command', 'summary', 'secrets_command', 'doctor_command', 'migrate_command',
+           'movielens', 'sweep_command', 'qual_command', 'main']
 
-# %% ../nbs/07_cli.ipynb #74945e61
+# %% ../nbs/07_cli.ipynb #6d116327
 import ast
 import contextlib
+import difflib
 import json
 import logging
 import os
@@ -16,7 +18,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +29,22 @@ import typer
 import yaml
 
 import twotower
-from .core import PSEUDO, USER, SettingError, TwotowerError, atomic_file, project_file, project_root
+from twotower.core import (
+    PACKAGE,
+    PSEUDO,
+    USER,
+    InputError,
+    SettingError,
+    TwotowerError,
+    atomic_file,
+    installation,
+    project_file,
+    project_root,
+)
 from .runner import runner_app
-from .runs import SUMMARY, USER_EMBEDDINGS, Run, create_run, find_run, read_json, write_json
+from .runs import SUMMARY, USER_EMBEDDINGS, Run, all_runs, create_run, find_run, read_json, write_json
 
-# %% ../nbs/07_cli.ipynb #a92d6056
+# %% ../nbs/07_cli.ipynb #48717b6a
 def read_yaml(
     path: Path,  # a file with one flat mapping
 ) -> dict:  # its content
@@ -64,7 +77,7 @@ def chain(
             raise SettingError(f'{name} is no stage of {profile}, which has: {" ".join(stages)}')
     begin, end = stages.index(first or stages[0]), stages.index(last or stages[-1])
     if begin > end:
-        raise SettingError(f'{first} comes after {last} in {profile}')
+        raise SettingError(f'{first} comes after {last} in {profile}: change the two')
     return stages[begin : end + 1]
 
 # %% ../nbs/07_cli.ipynb #dea49c1c
@@ -122,7 +135,7 @@ def typed(
         raise SettingError(f'{where} is {value!r}, must be {kind.__name__}' + ('' if is_text else hint))
     return kind(value)
 
-# %% ../nbs/07_cli.ipynb #d766ac8f
+# %% ../nbs/07_cli.ipynb #aaeaf1b2
 @dataclass(frozen=True)
 class Stage:
     "A notebook and the parameters it will run with."
@@ -132,6 +145,11 @@ class Stage:
     parameters: dict  # by name; what is not here keeps the notebook's default
 
 
+def _meant(wrong: Iterable[str], known: Iterable[str]) -> str:
+    close = {name for word in wrong for name in difflib.get_close_matches(word, known, 2)}
+    return f'; did you mean {" or ".join(sorted(close))}?' if close else f'; there are {", ".join(sorted(known))}'
+
+
 def plan(
     profile: str,  # a folder in params/
     stages: list[str],  # from `chain`
@@ -139,7 +157,7 @@ def plan(
     run_id: str,  # goes to all
 ) -> list[Stage]:  # ready to run
     "Check all parameters of all stages."
-    plans, unused = [], set(settings)
+    plans, unused, known = [], set(settings), set()
     for name in stages:
         source, path = project_file(f'nbs/{name}.ipynb'), project_file(f'params/{profile}/{name}.yaml')
         kinds, given = declared(source), read_yaml(path)
@@ -150,15 +168,18 @@ def plan(
         values = {k: typed(v, kinds[k], f'{path}: {k}') for k, v in given.items()}
         values |= {k: typed(v, kinds[k], f'-p {k}', is_text=True) for k, v in settings.items() if k in kinds}
         unused -= set(kinds)
+        known |= set(kinds)
         plans.append(Stage(name, source, values | {'run_id': run_id}))
     if unused:
-        raise SettingError(f'-p {", ".join(sorted(unused))}: no parameter of {" ".join(stages)}')
+        raise SettingError(f'-p {", ".join(sorted(unused))}: no parameter of {" ".join(stages)}{_meant(unused, known)}')
     return plans
 
-# %% ../nbs/07_cli.ipynb #dc315ec9
+# %% ../nbs/07_cli.ipynb #c6a7215a
 def _kernel_manager(folder: Path, started: list) -> type:
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
+
+    from twotower.progress import PROGRESS_FILE
 
     class ThisPython(AsyncKernelManager):
         "Starts kernels of this Python, and notes their process ids in `started`."
@@ -173,8 +194,9 @@ def _kernel_manager(folder: Path, started: list) -> type:
             )
 
         async def start_kernel(self, **kwargs):
+            env = {**os.environ, **(kwargs.pop('env', None) or {}), PROGRESS_FILE: str(folder / 'progress')}
             with open(folder / 'kernel.log', 'wb') as log:
-                await super().start_kernel(stdout=log, stderr=log, **kwargs)
+                await super().start_kernel(stdout=log, stderr=log, env=env, **kwargs)
             started.append(self.provisioner.pid)
 
     return ThisPython
@@ -195,16 +217,17 @@ def _stop(future: Future, started: list) -> None:
             patience = 0
 
 
-def _watch(future: Future, started: list, tick: Callable) -> None:
+def _watch(future: Future, started: list, tick: Callable, told: Path) -> None:
+    "Wait for the stage, and pass on what it says of its progress."
     try:
         while not future.done():
-            tick()
+            tick(told.read_text(encoding='utf-8') if told.exists() else '')
             time.sleep(0.2)
     except KeyboardInterrupt:
         _stop(future, started)
         raise
 
-# %% ../nbs/07_cli.ipynb #09d0e35d
+# %% ../nbs/07_cli.ipynb #760842ca
 def _complete(content: dict, error: BaseException | None, log: str) -> None:
     "Let the notebook say itself how it ended."
     from twotower.report import failure
@@ -219,16 +242,50 @@ def _complete(content: dict, error: BaseException | None, log: str) -> None:
             {'output_type': 'error', 'ename': name, 'evalue': text, 'traceback': lines}
         )
 
+# %% ../nbs/07_cli.ipynb #8d8decbf
+def _withheld(stage: str, error: Exception) -> dict:
+    "A notebook that says only why there is no other."
+    name, text = type(error).__name__, str(error)
+    output = {'output_type': 'error', 'ename': name, 'evalue': text, 'traceback': [f'{name}: {text}']}
+    cell = {'id': 'withheld', 'metadata': {}, 'outputs': [output], 'execution_count': None, 'source': ''}
+    title = {'cell_type': 'markdown', 'id': 'title', 'metadata': {}, 'source': f'# {stage}'}
+    return {
+        'cells': [title, {'cell_type': 'code', **cell}],
+        'metadata': {},
+        'nbformat': 4,
+        'nbformat_minor': 5,
+    }
 
+
+def _keep(content: dict, run: Run, target: Path, folder: Path) -> dict:
+    "Write a notebook and its page, or why they and what else held a secret are not kept; what was written."
+    from twotower.report import render
+    from twotower.secrets import known_secrets, leak, needles, search
+
+    look, draft = needles(known_secrets()), folder / target.relative_to(run.path)
+    if look:
+        write_json(draft, content)
+        render(draft, draft.with_suffix('.html'))
+        found = [(run.path / path.relative_to(folder), name) for path, name in search(draft.parent, look)]
+        written = search(run.path, look)
+        for path in {path for path, _ in written}:
+            path.unlink()
+        if found or written:
+            content = _withheld(target.stem, leak({*found, *written}, run.path))
+    write_json(target, content)
+    render(target, target.with_suffix('.html'))
+    return content
+
+# %% ../nbs/07_cli.ipynb #621e7764
 def execute(
     stage: Stage,  # what to run
     run: Run,  # where its report goes
-    tick: Callable = lambda: None,  # called a few times a second
+    tick: Callable[[str], None] = lambda told: None,  # called a few times a second with what the stage tells
 ) -> str | None:  # the last line of the error, None if all went well
     "Run one stage; its notebook and its page are written in any case."
     import papermill
 
-    from twotower.report import failure, render
+    from twotower.report import failure
 
     logging.getLogger('papermill').setLevel(logging.CRITICAL)
     target = run.reports / f'{stage.name}.ipynb'
@@ -245,16 +302,15 @@ def execute(
             kernel_manager_class=_kernel_manager(folder, started),
         )
         try:
-            _watch(future, started, tick)
+            _watch(future, started, tick, folder / 'progress')
         finally:
             content = read_json(draft if draft.exists() else stage.notebook)
             log = folder / 'kernel.log'
             _complete(content, future.exception(), log.read_text(errors='replace') if log.exists() else '')
-            write_json(target, content)
-            render(target, target.with_suffix('.html'))
+            content = _keep(content, run, target, folder)
     return failure(content)
 
-# %% ../nbs/07_cli.ipynb #c4902baa
+# %% ../nbs/07_cli.ipynb #c0971b7f
 def _table_lines(frame) -> list[str]:
     from twotower.report import cell_texts
 
@@ -300,16 +356,58 @@ def summary_lines(
         lines.append(_rows_line(read_json(run.prep / SUMMARY)))
     if run.metrics.is_file():
         metrics = read_json(run.metrics)
-        lines += ['', *_table_lines(metrics_frame(metrics).drop(columns='95 % interval')), '']
+        lines += ['', *_table_lines(metrics_frame(metrics).drop(columns=['95 % interval', 'unit', 'better'])), '']
         lines += [f'verdict   {metrics["verdict"]}', *(f'          {reason}' for reason in metrics.get('reasons', []))]
     if '04_embed' in read_json(run.path / 'run.json')['stages']:
         lines += _recommendations(run, k)
     return [*lines, f'reports   {run.path / "index.html"}']
 
-# %% ../nbs/07_cli.ipynb #f981bc18
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode='markdown'
-)
+# %% ../nbs/07_cli.ipynb #5e349bdb
+def _profiles(incomplete: str) -> list[str]:
+    folders = [
+        path.parent
+        for top in (project_root(), PACKAGE.parent, PACKAGE / 'project')
+        for path in top.glob('params/*/chain.yaml')
+    ]
+    return sorted({folder.name for folder in folders if folder.name.startswith(incomplete)})
+
+
+def _profile_of(ctx: typer.Context) -> str:
+    return ctx.params.get('profile') or next(iter(ctx.args), 'demo')  # before an option it is not yet parsed
+
+
+def _stages(ctx: typer.Context, incomplete: str) -> list[str]:
+    with contextlib.suppress(TwotowerError):
+        return [name for name in chain(_profile_of(ctx)) if name.startswith(incomplete)]
+    return []
+
+
+def _run_ids(incomplete: str) -> list[str]:
+    with contextlib.suppress(TwotowerError):
+        names = ['newest', 'latest', 'stable', *(run.id for run in reversed(all_runs()))]
+        return [name for name in names if name.startswith(incomplete)]
+    return []
+
+
+def _parameters(ctx: typer.Context, incomplete: str) -> list[str]:
+    with contextlib.suppress(TwotowerError):
+        stages = ['02_train'] if ctx.info_name == 'sweep' else chain(_profile_of(ctx))
+        names = {name for stage in stages for name in declared(project_file(f'nbs/{stage}.ipynb'))} - {'run_id'}
+        return [f'{name}=' for name in sorted(names) if name.startswith(incomplete)]
+    return []
+
+# %% ../nbs/07_cli.ipynb #96e717cd
+_EXAMPLES = """
+Examples:
+
+- `twotower doctor`: is all there that is needed?
+- `twotower movielens`: films and real ratings to begin with
+- `twotower run demo`: all stages: prepare, train, judge, embed, publish, look
+- `twotower run demo --from 03_eval`: go on with the newest run
+- `twotower summary stable`: the newest run that passed its gate
+- `twotower run --help`: more of one command
+"""
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode='markdown', epilog=_EXAMPLES)
 
 
 def _version(wanted: bool) -> None:
@@ -346,22 +444,24 @@ def _open(run_id: str | None, resume: bool) -> Run:
         raise SettingError(f'run {run.id} exists: go on with --from STAGE, or choose another --run-id')
     return run
 
-# %% ../nbs/07_cli.ipynb #e3ad2dbc
+# %% ../nbs/07_cli.ipynb #bdedbe7f
 class _Clock:
     "The line of a stage: its name and how long it has been running."
 
     def __init__(self, name: str, width: int):
-        self.name, self.width, self.started, self.live = name, width, time.monotonic(), sys.stdout.isatty()
+        from twotower.progress import is_watched
+
+        self.name, self.width, self.started, self.live = name, width, time.monotonic(), is_watched(sys.stdout)
 
     def line(self) -> str:
         return f'  {self.name:<{self.width}}  {time.monotonic() - self.started:6.1f} s'
 
-    def tick(self) -> None:
+    def tick(self, told: str) -> None:
         if self.live:
-            print(f'\r{self.line()}', end='', flush=True)
+            print(f'\r{self.line()}  {told}\x1b[K', end='', flush=True)
 
-    def end(self, error: str | None) -> None:
-        print(('\r' if self.live else '') + self.line() + ('  failed' if error else ''), flush=True)
+    def end(self, how: str = '') -> None:
+        print(('\r\x1b[K' if self.live else '') + f'{self.line()}  {how}'.rstrip(), flush=True)
 
 
 def run_chain(
@@ -376,22 +476,36 @@ def run_chain(
         clock = _Clock(stage.name, width)
         try:
             error = execute(stage, run, clock.tick)
+        except KeyboardInterrupt:
+            clock.end('interrupted')
+            raise KeyboardInterrupt(stage.name) from None
         finally:
-            index_page(run)
-        clock.end(error)
+            index_page(run, [stage.name for stage in stages])
+        clock.end('failed' if error else '')
         if error:
             return stage.name, error
     return None
 
-# %% ../nbs/07_cli.ipynb #77658caf
+# %% ../nbs/07_cli.ipynb #f51a26e5
 @app.command('run')
 def run_command(
-    profile: Annotated[str, typer.Argument(help='A folder in params/: demo, ci, weekly, daily or your own.')],
-    first: Annotated[str | None, typer.Option('--from', help='Go on from this stage, in an existing run.')] = None,
-    last: Annotated[str | None, typer.Option('--to', help='Stop after this stage.')] = None,
-    run_id: Annotated[str | None, typer.Option(help='By default the time (UTC); with --from the newest run.')] = None,
+    profile: Annotated[
+        str, typer.Argument(help='A folder in params/: demo, ci, weekly, daily or your own.', autocompletion=_profiles)
+    ],
+    first: Annotated[
+        str | None,
+        typer.Option('--from', help='Go on from this stage, in an existing run.', autocompletion=_stages),
+    ] = None,
+    last: Annotated[str | None, typer.Option('--to', help='Stop after this stage.', autocompletion=_stages)] = None,
+    run_id: Annotated[
+        str | None,
+        typer.Option(help='By default the time (UTC); with --from the newest run.', autocompletion=_run_ids),
+    ] = None,
     param: Annotated[
-        list[str], typer.Option('--param', '-p', help='name=value for the stages that have it; repeatable.')
+        list[str],
+        typer.Option(
+            '--param', '-p', help='name=value for the stages that have it; repeatable.', autocompletion=_parameters
+        ),
     ] = [],  # noqa: B006
 ) -> None:
     """Run the stages of a profile with one run id.
@@ -407,8 +521,9 @@ def run_command(
     typer.echo(f'run {run.id}, profile {profile}')
     try:
         failed = run_chain(plan(profile, names, settings, run.id), run)
-    except KeyboardInterrupt:
-        typer.echo(f'\ninterrupted; go on with: twotower run {profile} --run-id {run.id} --from STAGE', err=True)
+    except KeyboardInterrupt as stop:
+        stage = next(iter(stop.args), names[0])
+        typer.echo(f'interrupted; go on with: twotower run {profile} --run-id {run.id} --from {stage}', err=True)
         raise typer.Exit(130) from None
     if failed:
         stage, error = failed
@@ -418,10 +533,12 @@ def run_command(
         raise typer.Exit(1)
     typer.echo('\n' + '\n'.join(summary_lines(run)))
 
-# %% ../nbs/07_cli.ipynb #bd03097a
+# %% ../nbs/07_cli.ipynb #f65ca692
 @app.command()
 def summary(
-    run_id: Annotated[str, typer.Argument(help='An id, or newest, latest, stable.')] = 'newest',
+    run_id: Annotated[
+        str, typer.Argument(help='An id, or newest, latest, stable.', autocompletion=_run_ids)
+    ] = 'newest',
 ) -> None:
     """Say again what the end of a chain says.
 
@@ -429,7 +546,55 @@ def summary(
     """
     typer.echo('\n'.join(summary_lines(find_run(run_id))))
 
+# %% ../nbs/07_cli.ipynb #3afb2a88
+@app.command('secrets')
+def secrets_command(
+    folder: Annotated[Path | None, typer.Argument(help='Where to look; by default outputs/.')] = None,
+) -> None:
+    """Look for the values of this machine's secrets in all that was written; exit status 1 if one is there.
 
+    Example: `twotower secrets outputs/runs`
+
+    `twotower run` does this for each stage; here it is for what comes from elsewhere, and before an upload.
+    """
+    from twotower.secrets import known_secrets, leak, needles, search
+
+    known, folder = known_secrets(), folder or installation().outputs
+    if not folder.exists():
+        raise InputError(f'{folder} does not exist: name the folder that is to be searched')
+    if found := search(folder, needles(known)):
+        raise leak(found, folder)
+    names = ', '.join(sorted({name for name, _ in known})) or 'no variable that holds one is set'
+    typer.echo(f'no secret in {folder} ({names})')
+
+
+@app.command('doctor')
+def doctor_command() -> None:
+    """Check what the pipeline needs and say what is missing; exit status 1 if it can not work.
+
+    Example: `twotower doctor`
+    """
+    from twotower.doctor import examine, lines
+
+    findings = list(examine())
+    typer.echo('\n'.join(lines(findings)))
+    if any(finding.state == 'missing' for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command('migrate')
+def migrate_command() -> None:
+    """Make the tables in the database, or bring them up to date; a second time changes nothing.
+
+    Example: `REMOTE_DATABASE_URL=postgresql://… twotower migrate`
+    """
+    from twotower.database import connect, migrate, target
+
+    with connect() as connection:
+        done = migrate(connection)
+        typer.echo(f'{target(connection)}: {", ".join(done) or "nothing to do"}')
+
+# %% ../nbs/07_cli.ipynb #f683c58a
 @app.command()
 def movielens(
     folder: Annotated[
@@ -445,7 +610,7 @@ def movielens(
     for name, value in load(folder).items():
         typer.echo(f'{name:<15} {value:,}' if isinstance(value, int) else f'{name:<15} {value}')
 
-# %% ../nbs/07_cli.ipynb #57197664
+# %% ../nbs/07_cli.ipynb #0faaa731
 def _tries(path: Path, given: list[str]) -> dict[str, list]:
     "Values to try, by parameter, of the kinds that 02_train declares."
     kinds, values = declared(project_file('nbs/02_train.ipynb')), {}
@@ -460,10 +625,15 @@ def _tries(path: Path, given: list[str]) -> dict[str, list]:
 
 @app.command('sweep')
 def sweep_command(
-    profile: Annotated[str, typer.Argument(help='Whose params/PROFILE/02_train.yaml to start from.')],
-    values: Annotated[list[str], typer.Option('--try', '-t', help='name=value,value,...; repeatable.')] = [],  # noqa: B006
+    profile: Annotated[
+        str, typer.Argument(help='Whose params/PROFILE/02_train.yaml to start from.', autocompletion=_profiles)
+    ],
+    values: Annotated[
+        list[str],
+        typer.Option('--try', '-t', help='name=value,value,...; repeatable.', autocompletion=_parameters),
+    ] = [],  # noqa: B006
     tries: Annotated[int, typer.Option(help='At most so many combinations, drawn at random; 0: all.')] = 0,
-    run_id: Annotated[str, typer.Option(help='A run whose 01_prep is done.')] = 'newest',
+    run_id: Annotated[str, typer.Option(help='A run whose 01_prep is done.', autocompletion=_run_ids)] = 'newest',
     write: Annotated[bool, typer.Option('--write', help='Write the best settings into the YAML file.')] = False,
 ) -> None:
     """Train on the inner part of a prepared run with every combination of some settings.
@@ -524,11 +694,11 @@ def qual_command(
 
     serve(run_a, run_b, port, browser)
 
-# %% ../nbs/07_cli.ipynb #6dee9f5e
+# %% ../nbs/07_cli.ipynb #8879ae11
 def main() -> None:
     "The `twotower` command: an error that a person can mend is one line, and not a traceback."
     try:
-        app()
+        app(prog_name='twotower')
     except TwotowerError as error:
         typer.echo(f'error: {error}', err=True)
         sys.exit(1)

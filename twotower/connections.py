@@ -273,7 +273,19 @@ def describe(
     version = 'IPv6' if ':' in address else 'IPv4'
     return f'{target(conn)} at {address} ({version}), {f"TLS {mode}" if conn.pgconn.ssl_in_use else "not encrypted"}'
 
-# %% ../nbs/21_connections.ipynb #48ef483a
+# %% ../nbs/21_connections.ipynb #dca4bd51
+_MIGRATE = 'twotower migrate brings the schema up to date'
+_NEXT = {  # what to do, by the code of the error
+    '25006': 'the server can only be read from: connect to the primary one, or make room (Supabase does this when its disk is full)',
+    '42501': 'connect as the owner of the tables (Supabase: postgres), or grant the right',
+    '42703': _MIGRATE,
+    '42883': _MIGRATE,
+    '42P01': _MIGRATE,
+    '53100': 'make room on the server',
+    '57014': 'try again when the server has less to do',
+}
+
+
 @contextmanager
 def transaction(
     conn: psycopg.Connection,  # open; within another transaction this one is a part of it
@@ -287,6 +299,7 @@ def transaction(
             yield
     except psycopg.Error as error:
         parts = [error.diag.message_primary or str(error), error.diag.message_detail, error.diag.message_hint]
+        parts.append(_NEXT.get(error.sqlstate or ''))
         raise OutsideError(f'{place}: {what}: ' + '; '.join(p for p in parts if p)) from error
 
 # %% ../nbs/21_connections.ipynb #6f01d71f

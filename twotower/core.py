@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['USER', 'VIDEO', 'LABEL', 'KIND', 'STARS', 'TIME', 'LIKE', 'DISLIKE', 'NEUTRAL', 'PSEUDO', 'EMBEDDING', 'DIMENSION',
            'INTERACTIONS', 'ITEM_FEATURES', 'USER_FEATURES', 'PACKAGE', 'TwotowerError', 'InputError', 'SettingError',
-           'OutsideError', 'GateError', 'beside', 'fsync', 'atomic_file', 'atomic_folder', 'sweep', 'point', 'sha256',
-           'embeddings_schema', 'embeddings_table', 'conform', 'write_table', 'read_table', 'as_uuid', 'project_root',
-           'project_file', 'Installation', 'installation', 'Environment', 'environment']
+           'OutsideError', 'GateError', 'beside', 'fsync', 'atomic_file', 'atomic_folder', 'sweep', 'point',
+           'disk_advice', 'sha256', 'embeddings_schema', 'embeddings_table', 'conform', 'write_table', 'read_table',
+           'as_uuid', 'project_root', 'project_file', 'Installation', 'installation', 'Environment', 'environment']
 
-# %% ../nbs/00_core.ipynb #d42f3f7a
+# %% ../nbs/00_core.ipynb #d8c58d2b
 import configparser
+import errno
 import hashlib
 import os
 import re
@@ -132,6 +133,20 @@ def point(
     os.replace(draft, link)
     fsync(link.parent)
 
+# %% ../nbs/00_core.ipynb #315270ca
+def disk_advice(
+    error: OSError,  # as the system raised it
+) -> str:  # what it said, and what to do
+    "An error of the disk with the next step."
+    steps = {
+        errno.ENOSPC: 'make room',
+        errno.EDQUOT: 'make room within the quota',
+        errno.EACCES: 'let this user read and write there',
+        errno.EPERM: 'let this user read and write there',
+        errno.EROFS: 'choose a place that can be written to',
+    }
+    return f'{error}: {steps[error.errno]}' if error.errno in steps else str(error)
+
 # %% ../nbs/00_core.ipynb #4bfbdc1e
 def sha256(
     path: Path | str,  # file to read
@@ -209,7 +224,7 @@ def embeddings_table(
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
     return pa.table([ids, pa.FixedSizeListArray.from_arrays(flat, DIMENSION)], schema=embeddings_schema(key))
 
-# %% ../nbs/00_core.ipynb #dc92c462
+# %% ../nbs/00_core.ipynb #ba3dac81
 def conform(
     table: pa.Table,  # any column order, castable types
     schema: pa.Schema,  # what it must be
@@ -244,7 +259,7 @@ def read_table(
     try:
         return conform(pq.read_table(path), schema, str(path))
     except pa.ArrowInvalid as error:
-        raise InputError(f'{path} is not a Parquet file: {error}') from error
+        raise InputError(f'{path} is not a Parquet file: {error}; start a new run') from error
 
 # %% ../nbs/00_core.ipynb #2a1e6ee5
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, 'https://twotower.example/ids')
@@ -259,7 +274,7 @@ def as_uuid(
     except ValueError:
         return str(uuid.uuid5(_NAMESPACE, identifier))
 
-# %% ../nbs/00_core.ipynb #2f05e384
+# %% ../nbs/00_core.ipynb #c63ec967
 PACKAGE = Path(twotower.__file__).parent
 
 
@@ -279,7 +294,10 @@ def project_file(
     for place in places:
         if place.exists():
             return place
-    raise SettingError(f'{name} is in none of ' + ', '.join(str(p.parent) for p in places))
+    where = ', '.join(str(p.parent) for p in places)
+    raise SettingError(
+        f'{name} is in none of {where}: correct its name, or set TWOTOWER_HOME to the folder of the project'
+    )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 __all__ = ['TASTES', 'live_features', 'Encoder', 'embed_videos', 'embed_users', 'embed_live', 'reflect', 'agreement',
            'half_norms']
 
-# %% ../nbs/04_embed.ipynb #4d8c091e
+# %% ../nbs/04_embed.ipynb #38c3a4f3
 import fcntl
 import shutil
 from collections import Counter
@@ -41,6 +41,7 @@ from .database import load_videos, missing_videos, retried, save_embeddings, sim
 from .features import encode
 from .items_api import JST
 from .prep import number_videos, number_words, user_features
+from .progress import progress
 from twotower.runs import (
     META,
     ONNX,
@@ -124,7 +125,7 @@ def embed_users(
             people = people.filter(pc.is_in(people[USER], features[USER].combine_chunks()))
             yield encoder.embed('user', USER, features), people.select([USER, HASH, 'likes'])
 
-# %% ../nbs/04_embed.ipynb #868a796a
+# %% ../nbs/04_embed.ipynb #356dff41
 TASTES = 'user_decisions.parquet'
 
 
@@ -156,7 +157,7 @@ def _write_pieces(folder: Path, pieces: Iterator[tuple[str, pa.Table]]) -> Count
     "Write each piece as a row group of its file; how many rows each file has."
     rows, writers = Counter(), {}
     with ExitStack() as stack:
-        for name, piece in pieces:
+        for name, piece in progress(pieces, 'batches embedded'):
             if name not in writers:
                 writers[name] = stack.enter_context(pq.ParquetWriter(folder / name, piece.schema, compression='zstd'))
             writers[name].write_table(piece)

@@ -135,7 +135,7 @@ def _start_keeper(folder: Path, lock: int, linger: float) -> None:
         pass_fds=[lock],
     )
 
-# %% ../nbs/18_embedded.ipynb #bf41624d
+# %% ../nbs/18_embedded.ipynb #0cd7594e
 def _create(folder: Path) -> None:
     for left in folder.glob('.data.*.tmp'):
         shutil.rmtree(left)
@@ -155,7 +155,9 @@ def _create(folder: Path) -> None:
     options += [part for setting in settings for part in ('-c', setting)]
     code, said = _server_run('initdb', '-D', draft, '--no-sync', *options)
     if code:
-        raise OutsideError(f'initdb could not make a database in {folder}: {said.splitlines()[-1:]}')
+        raise OutsideError(
+            f'initdb could not make a database in {folder}: {said.splitlines()[-1:]}; make room or let it be written to, or set REMOTE_DATABASE_URL'
+        )
     os.rename(draft, folder / 'data')
 
 
@@ -186,7 +188,7 @@ def _boot(folder: Path) -> bool:
     _disown_pid(data)
     return _server_run('pg_ctl', 'start', '--wait', '-D', data, '-l', data / 'log')[0] == 0
 
-# %% ../nbs/18_embedded.ipynb #f45da5e6
+# %% ../nbs/18_embedded.ipynb #712cdcb8
 _users: dict[Path, int] = {}  # the lock that this process holds, per folder
 
 
@@ -224,7 +226,9 @@ def start(
         time.sleep(0.05)
     log = folder / 'data' / 'log'
     last = '\n'.join(log.read_text(errors='replace').splitlines()[-10:]) if log.exists() else 'it has left no log'
-    raise OutsideError(f'the embedded PostgreSQL in {folder} does not start:\n{last}')
+    raise OutsideError(
+        f'the embedded PostgreSQL in {folder} does not start:\n{last}\nmend what it says, remove the folder if it can be filled again, or set REMOTE_DATABASE_URL'
+    )
 
 # %% ../nbs/18_embedded.ipynb #690b8086
 def stop(

@@ -279,7 +279,7 @@ def score(
     columns = {USER: judged.user_ids} | {name: pa.array(v, from_pandas=True) for name, v in by_user.items()}
     return scored, pa.table(columns)
 
-# %% ../nbs/03_eval.ipynb #02952162
+# %% ../nbs/03_eval.ipynb #90dc76e0
 def forms_of(
     model: Path,  # `model/` of a run
 ) -> dict[
@@ -308,7 +308,7 @@ def parity(
         columns = read_table(prep / features, schema)
         ids, stored = read_embeddings(model / name, key)
         if not ids.equals(columns[key].combine_chunks()):
-            raise InputError(f'{model / name} is not about the rows of {prep / features}')
+            raise InputError(f'{model / name} is not about the rows of {prep / features}: train again, in a new run')
         matrix, _ = encode(encoding, side, columns)
         for start in range(0, len(stored), block):
             part = slice(start, start + block)
@@ -360,7 +360,7 @@ def _with_users(metrics: dict, path: Path) -> Reference:
         return Reference(metrics, None, f'{BY_USER} of run {metrics["run_id"]} is not the one of its verdict')
     return Reference(metrics, pq.read_table(path))
 
-# %% ../nbs/03_eval.ipynb #d2a8a195
+# %% ../nbs/03_eval.ipynb #ea2bf907
 def _notes(last: Reference | None, falls: list[dict], checks: list[dict], names: list[str]) -> list[str]:
     "What a person should know although nothing fails by it."
     remarks = [c['remark'] for c in checks if c['remark']]
@@ -392,7 +392,9 @@ def judge(
     with atomic_file(run.path / BY_USER) as draft:
         pq.write_table(by_user, draft, compression='zstd')
     if changed := [name for name in files if sha256(run.model / name) != files[name]]:
-        raise InputError(f'{run.model}: {", ".join(changed)} changed while being judged')
+        raise InputError(
+            f'{run.model}: {", ".join(changed)} changed while being judged: judge again when nobody writes there'
+        )
     return {
         'schema_version': 1, 'run_id': run.id, 'verdict': 'fail' if reasons else 'pass', 'reasons': reasons,
         'notes': _notes(last, falls, checks, names), 'k': config.k,

@@ -259,7 +259,7 @@ def _check_definition(encoding: dict, side: str, columns: list[str]) -> None:
             raise InputError(f'{side} column {s["column"]} is there more than once')
         offset += s['width']
 
-# %% ../nbs/11_features.ipynb #22bd7e04
+# %% ../nbs/11_features.ipynb #3f266ae0
 def encode(
     encoding: dict,  # from `fit_encoding` or model_meta.json
     side: str,  # `item` or `user`
@@ -288,6 +288,6 @@ def pad(
     added = width - matrix.shape[1]
     if added < 0:
         raise InputError(
-            f'vectors have {matrix.shape[1]} columns, the model has only {width}: they are of a newer version'
+            f'vectors have {matrix.shape[1]} columns, the model has only {width}: they are of a newer version, encode them by its own model_meta.json'
         )
     return sparse.csr_matrix((matrix.data, matrix.indices, matrix.indptr), (matrix.shape[0], width)), added

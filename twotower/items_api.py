@@ -6,7 +6,7 @@
 __all__ = ['JST', 'SECOND', 'OVERLAP', 'PASSES', 'days_back', 'video', 'affiliate_link', 'Page', 'Client', 'read_page', 'pages',
            'take_in', 'open_client', 'sync']
 
-# %% ../nbs/16_items_api.ipynb #8fcd55e7
+# %% ../nbs/16_items_api.ipynb #a6ed3242
 import json
 import random
 import re
@@ -28,6 +28,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 from .changes import move_mark, taken_through
 from .core import OutsideError, SettingError, environment
 from .database import VIDEOS, Connection, retried, save_videos, transaction
+from .progress import progress
 
 # %% ../nbs/16_items_api.ipynb #56518a2a
 JST = timezone(timedelta(hours=9), 'JST')
@@ -325,7 +326,7 @@ def _attempt(client: Client, query: dict) -> dict:
         raise found
     return found
 
-# %% ../nbs/16_items_api.ipynb #890082f8
+# %% ../nbs/16_items_api.ipynb #bccd9b9f
 def read_page(
     client: Client,  # open
     start: datetime,  # first second of the window, with its time zone
@@ -338,7 +339,7 @@ def read_page(
         client.retries += 1
 
     def give_up(state: RetryCallState) -> None:
-        raise OutsideError(f'{state.outcome.exception()} (asked {state.attempt_number} times)')
+        raise OutsideError(f'{state.outcome.exception()} (asked {state.attempt_number} times): try again later')
 
     query = {'site': client.site, 'service': client.service, 'floor': client.floor, 'sort': 'date', 'output': 'json'}
     query |= {'hits': client.hits, 'offset': offset, 'gte_date': _stamp(start), 'lte_date': _stamp(end)}
@@ -354,7 +355,9 @@ def read_page(
     total, items = _count(result.get('total_count')), result.get('items')
     items = [] if total == 0 and not items else items
     if total is None or not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise OutsideError(f'{client.host}: total_count must be a number, and items a list of objects')
+        raise OutsideError(
+            f'{client.host}: total_count must be a number, and items a list of objects: compare its answers with its documentation'
+        )
     rows = [video(item, client.site) for item in items]
     videos = pa.Table.from_pylist(list({row['content_id']: row for row in rows}.values()), VIDEOS)
     return Page(start, end, total, [row['content_id'] for row in rows], videos)
@@ -431,7 +434,7 @@ def _merge_page(conn: Connection, page: Page, mark: tuple[str, date, date] | Non
 
     return retried(conn, what, merge)
 
-# %% ../nbs/16_items_api.ipynb #f624b4a7
+# %% ../nbs/16_items_api.ipynb #9c420caa
 def take_in(
     conn: Connection,  # migrated
     client: Client,  # open
@@ -445,7 +448,7 @@ def take_in(
         raise SettingError(f'the window begins at {_stamp(start)}, after its end at {_stamp(end)}')
     asked, again = client.requests, client.retries
     items, windows, days, count, changed = set(), set(), set(), 0, 0
-    for page, last in _told(pages(client, start, end)):
+    for page, last in progress(_told(pages(client, start, end)), 'pages of the shop'):
         count += 1
         windows.add((page.start, page.end))
         items |= set(page.ids)

@@ -7,7 +7,7 @@ __all__ = ['FEWEST_SHARED', 'FALLS', 'agreement', 'mean_cosine', 'Reference', 's
            'in_words', 'verdict_box', 'plot_scores', 'plot_trend', 'plot_attention', 'falls_frame', 'segments_frame',
            'calibration_in_words', 'checks_frame']
 
-# %% ../nbs/23_judging.ipynb #739d4b57
+# %% ../nbs/23_judging.ipynb #8d37b699
 import html as html_text
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ from scipy.stats import norm
 
 from .core import USER, SettingError
 from .metrics import chance_of_fall
-from .report import BLUE, GREY, ORANGE, RED
+from .report import BLUE, GREEN, GREY, ORANGE, RED
 
 # %% ../nbs/23_judging.ipynb #0b3474bb
 def agreement(
@@ -223,7 +223,7 @@ def verdict_box(
         f'{listed("It fails because", verdict["reasons"])}{listed("To be noted", verdict["notes"])}</div>'
     )
 
-# %% ../nbs/23_judging.ipynb #fced879d
+# %% ../nbs/23_judging.ipynb #4402ad9f
 def _blank(axes: Axes, title: str, why: str) -> None:
     axes.set(title=title, xticks=[], yticks=[])
     axes.text(0.5, 0.5, why, ha='center', va='center', color=GREY, transform=axes.transAxes)
@@ -236,7 +236,7 @@ def plot_scores(
     _, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
     scores, bins = verdict['curves']['scores'], verdict['calibration']['bins']
     title, edges = 'Scores of what was held out', np.array(scores['edges'])
-    for name, colour in (('likes', BLUE), ('dislikes', ORANGE)):
+    for name, colour in (('likes', GREEN), ('dislikes', ORANGE)):
         if total := sum(scores[name]):
             left.stairs(
                 np.array(scores[name]) / total, edges, fill=True, alpha=0.6, color=colour, label=f'{total:,} {name}'

@@ -7,7 +7,7 @@ __all__ = ['LIKED', 'DISLIKED', 'NEUTRAL_SEEN', 'OWN_ID', 'POPULARITY', 'Pairs',
            'training_set', 'thin', 'softmax_loss', 'binary_loss', 'hide', 'candidates', 'batch_loss', 'linear_model',
            'start_linear', 'batches', 'checkpoint_name', 'save_checkpoint', 'load_checkpoint', 'fit']
 
-# %% ../nbs/19_learn.ipynb #e3792ea7
+# %% ../nbs/19_learn.ipynb #c014d744
 import hashlib
 import json
 import math
@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .core import SettingError, TwotowerError, atomic_file
 from .model import Rows, TwoTower, owners, take, to_rows
 from .optimize import DESCENTS, autocast, pick_device
+from .progress import progress
 
 # %% ../nbs/19_learn.ipynb #dad34411
 LIKED, DISLIKED, NEUTRAL_SEEN = 1, 2, 3
@@ -337,7 +337,7 @@ def load_checkpoint(
     (torch.cuda if generator.device.type == 'cuda' else torch).set_rng_state(states['dropout'])
     return states['history']
 
-# %% ../nbs/19_learn.ipynb #38255dc8
+# %% ../nbs/19_learn.ipynb #993627bd
 def fit(
     data: TrainingSet,  # what to learn from
     config: SimpleNamespace,  # the parameters of this notebook
@@ -361,7 +361,7 @@ def fit(
     parts, history, n, saved = {'model': model, 'descent': descent}, [], len(data.users), time.monotonic()
     if path and path.is_file():
         history = load_checkpoint(path, parts, generator)
-    for epoch in tqdm(range(len(history) + 1, epochs + 1), desc='epochs', leave=False):
+    for epoch in progress(range(len(history) + 1, epochs + 1), 'epochs', epochs):
         model.train()
         total = 0.0
         for number, which in enumerate(batches(n, config.batch_size, generator)):

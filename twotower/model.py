@@ -175,7 +175,7 @@ def embed(
         out[start : start + block] = tower(to_rows(matrix[start : start + block]).to(device)).cpu().numpy()
     return out
 
-# %% ../nbs/12_model.ipynb #c66def75
+# %% ../nbs/12_model.ipynb #4b2df58b
 def save_weights(
     model: TwoTower,  # in any state
     path: Path,  # such as `two_tower_latest.pt`
@@ -193,7 +193,9 @@ def load_model(
     try:
         model.load_state_dict(torch.load(path, map_location='cpu', weights_only=True))
     except Exception as error:  # what torch raises for a damaged file is no public class
-        raise InputError(f'{path} does not hold the weights of a model of the sizes {config}: {error}') from error
+        raise InputError(
+            f'{path} does not hold the weights of a model of the sizes {config}: {error}; train again, in a new run'
+        ) from error
     return model.eval()
 
 # %% ../nbs/12_model.ipynb #c8b44e39
@@ -235,7 +237,7 @@ def export_onnx(
     axes = {'user_features': ('n_users',), 'item_features': ('n_items',)}
     write_onnx(copy.deepcopy(model).cpu(), path, example, axes)
 
-# %% ../nbs/12_model.ipynb #2cf4e9ec
+# %% ../nbs/12_model.ipynb #509f618c
 def onnx_session(
     path: Path,  # written by `export_onnx`
     threads: int = 0,  # 0: all cores
@@ -247,7 +249,7 @@ def onnx_session(
     try:
         session = ort.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     except Exception as error:  # onnxruntime's errors share no public base class
-        raise InputError(f'{path} is not an ONNX model: {error}') from error
+        raise InputError(f'{path} is not an ONNX model: {error}; train again, in a new run') from error
     names = [x.name for x in session.get_inputs()], [x.name for x in session.get_outputs()]
     if names != (list(inputs), list(OUTPUTS)):
         raise InputError(f'{path} has inputs and outputs {names}, must be {inputs}, {OUTPUTS}')
@@ -264,7 +266,7 @@ def onnx_embed(
     widths = {x.name: x.shape[1] for x in session.get_inputs()}
     if matrix.shape[1] != widths[f'{side}_features']:
         raise InputError(
-            f'{side} features have {matrix.shape[1]} columns, the model takes {widths[f"{side}_features"]}'
+            f'{side} features have {matrix.shape[1]} columns, the model takes {widths[f"{side}_features"]}: encode them by its own model_meta.json'
         )
     empty = {name: np.zeros((0, width), np.float32) for name, width in widths.items()}
     out = np.empty((matrix.shape[0], DIMENSION), np.float32)

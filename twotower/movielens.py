@@ -152,7 +152,7 @@ def read_ml100k(
     )
     return _shape('ml-100k', 'ml-100k', 'https://movielens.org/ml-100k/movies/', wheel, con)
 
-# %% ../nbs/17_movielens.ipynb #57159397
+# %% ../nbs/17_movielens.ipynb #77e1a68e
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
     "Name the file when DuckDB can't read it."
@@ -169,7 +169,7 @@ def _quote(text: str | Path) -> str:
 def _open_csv(con: duckdb.DuckDBPyConnection, path: Path, types: dict[str, str]) -> duckdb.DuckDBPyRelation:
     "The columns of `types` in a CSV file, as a query."
     if not path.is_file():
-        raise InputError(f'{path} does not exist')
+        raise InputError(f'{path} does not exist: unpack the whole archive there')
     with open(path, encoding='utf-8-sig', errors='replace', newline='') as file:
         header = next(csv.reader(file), [])
     if missing := sorted(set(types) - set(header)):

@@ -33,14 +33,16 @@ from twotower.core import (
 from .runs import ITEMS, SUMMARY, TRAIN, USERS, VAL, write_json
 from .sources import DECISIONS, REACTIONS, REVIEWS, read_source, take_rows, workspace
 
-# %% ../nbs/01_prep.ipynb #1ff9a8af
+# %% ../nbs/01_prep.ipynb #887a2c8b
 def number_videos(
     con: duckdb.DuckDBPyConnection,  # a workspace
     videos: pa.Table,  # the videos master, as `database.load_videos` gives it
 ) -> None:
     "Make the table `videos`: the master, with v, the place of the video_id in their order."
     if not len(videos):
-        raise InputError('the videos master (public.videos) is empty: nothing could be recommended')
+        raise InputError(
+            'the videos master (public.videos) is empty, so nothing could be recommended: fill it from your shop, or with twotower movielens'
+        )
     con.register('master', videos)
     con.execute("""
         CREATE OR REPLACE TABLE videos AS
@@ -179,7 +181,7 @@ def merge_sources(
     used = dict(con.execute('SELECT source, count(*) FROM opinions GROUP BY source').fetchall())
     return {name: used.get(i, 0) for i, name in enumerate(sources)}
 
-# %% ../nbs/01_prep.ipynb #c8fd4f00
+# %% ../nbs/01_prep.ipynb #88857060
 _MERSENNE = 2**31 - 1
 
 
@@ -201,7 +203,9 @@ def split(
         raise SettingError(f'split is {by!r}, must be user or time')
     timeless = con.execute('SELECT count(*) FROM opinions WHERE created_at IS NULL').fetchall()[0][0]
     if by == 'time' and timeless:
-        raise InputError(f'split by time needs a date in every row; {timeless} rows have none')
+        raise InputError(
+            f'split by time needs a date in every row; {timeless} rows have none: add the dates, or set split_by to user'
+        )
     a, b, c = (_hash(*h, _MERSENNE) for h in [('a', seed, 'user_id'), ('b', seed, 'user_id'), ('c', seed, 'video_id')])
     con.execute(f"""
         CREATE OR REPLACE TABLE user_luck AS SELECT u, greatest({a}, 1) AS a, {b} AS b FROM people;

@@ -6,7 +6,7 @@
 __all__ = ['CURRENT', 'SEEN', 'ACTIONS', 'upload', 'mirror', 'activate', 'rollback', 'fetch', 'adopt', 'list_runs', 'list_files',
            'list_activations', 'prune', 'subject', 'perform']
 
-# %% ../nbs/05_publish.ipynb #76b99cd7
+# %% ../nbs/05_publish.ipynb #2cca53ac
 import fcntl
 import re
 import shutil
@@ -24,11 +24,13 @@ from twotower.core import (
     OutsideError,
     SettingError,
     atomic_folder,
+    disk_advice,
     installation,
     point,
     sha256,
     sweep,
 )
+from .progress import progress
 from .runs import ONNX, PT, Run, blessed, files_of, find_run, read_json, write_json
 from .store import ExistsError, MissingError, Store
 from twotower.versions import (
@@ -50,7 +52,7 @@ from twotower.versions import (
     take,
 )
 
-# %% ../nbs/05_publish.ipynb #aa8b3ffc
+# %% ../nbs/05_publish.ipynb #879277a2
 def upload(
     store: Store,  # where to
     run: Run,  # its model must have passed, with exactly these files
@@ -63,7 +65,9 @@ def upload(
         copy = Path(scratch)
         for path in [run.model / name for name in names] + [run.metrics]:
             if not path.is_file():
-                raise GateError(f'{path} is missing: only a whole and judged run is published')
+                raise GateError(
+                    f'{path} is missing: only a whole and judged run is published; run 02_train and 03_eval first'
+                )
             shutil.copyfile(path, copy / path.name)
         blessed(copy, copy / METRICS)
         names.append(METRICS)
@@ -71,14 +75,16 @@ def upload(
         created = by_store_clock(store, read_json(run.path / 'run.json')['created_at'])
         manifest = {'schema_version': 1, 'run_id': run.id, 'created_at': created, 'files': files}
         write_json(copy / MANIFEST, manifest)
-        for name in names:
+        for name in progress(names, 'files uploaded'):
             put_same(store, key_of('runs', run.id, name), copy / name)
         try:
             store.put(key_of('runs', run.id, MANIFEST), copy / MANIFEST, create_only=True)
         except ExistsError:  # of an earlier attempt, which may have seen another time
             manifest = read_manifest(store, run.id)[0]
             if manifest['files'] != files:
-                raise OutsideError(f'run {run.id} is in {store} with other files, and never changes') from None
+                raise OutsideError(
+                    f'run {run.id} is in {store} with other files, and never changes: start a new run'
+                ) from None
     if not {key_of('runs', run.id, name) for name in (*names, MANIFEST)} <= set(store.list(key_of('runs', run.id))):
         raise GateError(f'run {run.id} was pruned while it was uploaded: upload it again')
     return manifest
@@ -102,7 +108,7 @@ def mirror(
         if active(store) == now:
             return now
 
-# %% ../nbs/05_publish.ipynb #84a22f16
+# %% ../nbs/05_publish.ipynb #a26e4da7
 def _confirm(store: Store, made: dict, before: dict | None) -> None:
     "Take back an activation of a run that was pruned while it was activated."
     if before is None or key_of('runs', made['run_id'], MANIFEST) in store.list(key_of('runs', made['run_id'])):
@@ -142,10 +148,12 @@ def activate(
             except ExistsError:
                 continue
         else:
-            raise OutsideError(f'run {run_id} was not activated: other publishers were faster 20 times in a row')
+            raise OutsideError(
+                f'run {run_id} was not activated: other publishers were faster 20 times in a row; try again'
+            )
     return mirror(store)
 
-# %% ../nbs/05_publish.ipynb #3e1e7d84
+# %% ../nbs/05_publish.ipynb #fd8b3e61
 def _mirrored(store: Store) -> int:
     "The number of the activation in the mirror, 0 without a mirror."
     key = key_of('latest', MANIFEST)
@@ -168,18 +176,20 @@ def rollback(
     if run_id and now and now['run_id'] != run_id:
         raise InputError(f'run {run_id} is not active in {store} and can not be taken back; active is {now["run_id"]}')
     if not now or now['below'] is None:
-        raise InputError(f'there is no model to return to in {store}: active is {now and now["run_id"]}')
+        raise InputError(f'there is no model to return to in {store}: active is {now and now["run_id"]}; activate one')
     below = read_activation(store, now['below'])
     with tempfile.TemporaryDirectory() as scratch:
         manifest, found = take(store, below['run_id'], Path(scratch), below['manifest_sha256'])
     try:
         made = append(store, 'rollback', manifest, found, now['seq'] + 1, below['below'])
     except ExistsError as error:
-        raise OutsideError(f'another publisher was faster: now active is {active(store)["run_id"]}') from error
+        raise OutsideError(
+            f'another publisher was faster: now active is {active(store)["run_id"]}; look at it before you try again'
+        ) from error
     _confirm(store, made, now)
     return mirror(store)
 
-# %% ../nbs/05_publish.ipynb #3d5d8ead
+# %% ../nbs/05_publish.ipynb #0084e547
 CURRENT, SEEN = 'current', '.seen.json'
 
 
@@ -193,7 +203,7 @@ def _alone(folder: Path) -> Iterator[None]:
             sweep(folder, age=0)
             yield
     except OSError as error:
-        raise OutsideError(f'{folder} could not be written: {error}') from error
+        raise OutsideError(f'{folder} could not be written: {disk_advice(error)}') from error
 
 
 def _refuse_old(folder: Path, now: dict, where: str) -> None:

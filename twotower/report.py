@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'GREY', 'CSS', 'use_style', 'number', 'cell_text', 'cell_texts', 'table', 'header',
-           'page', 'failure', 'render', 'metrics_frame', 'index_page']
+           'page', 'duration', 'failure', 'render', 'metrics_frame', 'index_page']
 
-# %% ../nbs/09_report.ipynb #a34386e0
+# %% ../nbs/09_report.ipynb #919505b8
 import html as html_text
 import math
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from numbers import Integral, Real
 from pathlib import Path
@@ -94,7 +95,7 @@ def cell_text(
         return f'{value:%Y-%m-%d %H:%M:%S}'.removesuffix(' 00:00:00')
     return str(value)
 
-# %% ../nbs/09_report.ipynb #ebaa5b25
+# %% ../nbs/09_report.ipynb #a1dc8df4
 _NUMERIC = re.compile(r'(?=.*\d)(?:[-+±\d.,\s%()\[\]\u2212\u2013]|to)*')
 
 
@@ -121,17 +122,21 @@ def table(
 ) -> HTML:  # to be displayed
     "A table for people."
     texts = cell_texts(frame)
-    sides = ['right' if _right_aligned(frame.iloc[:, i].tolist()) else 'left' for i in range(frame.shape[1])]
+    sides = [
+        'right;white-space:nowrap' if _right_aligned(frame.iloc[:, i].tolist()) else 'left'
+        for i in range(frame.shape[1])
+    ]
 
     def row(cells, tag):
         escaped = zip(sides, map(html_text.escape, map(str, cells)), strict=True)
-        return '<tr>' + ''.join(f'<{tag} style="text-align:{side}">{text}</{tag}>' for side, text in escaped) + '</tr>'
+        cells = (f'<{tag} style="text-align:{side}">{text}</{tag}>' for side, text in escaped)
+        return f'<tr>{"".join(cells)}</tr>'
 
     body = '\n'.join(row(cells, 'td') for cells in zip(*texts, strict=True))
     title = f'<caption style="text-align:left">{html_text.escape(caption)}</caption>' if caption else ''
     return HTML(f'<table>{title}<thead>{row(frame.columns, "th")}</thead>\n<tbody>\n{body}\n</tbody></table>')
 
-# %% ../nbs/09_report.ipynb #baf05ed6
+# %% ../nbs/09_report.ipynb #71e16681
 def _facts(pairs: dict) -> str:
     items = ''.join(
         f'<div style="overflow-wrap:anywhere"><dt style="opacity:.65;font-weight:normal;font-size:85%">{html_text.escape(str(name))}</dt>'
@@ -140,6 +145,9 @@ def _facts(pairs: dict) -> str:
     )
     grid = 'display:grid;grid-template-columns:repeat(auto-fill,minmax(min(11em,45%),1fr));gap:.5em 1.2em;margin:.6em 0'
     return f'<dl style="{grid}">{items}</dl>'
+
+
+_RUNNING = 'still running'  # until the page is made
 
 
 def header(
@@ -151,7 +159,7 @@ def header(
     use_style()
     machine = machine_facts()
     about = {'stage': stage, 'run': run.id, 'date (UTC)': f'{datetime.now(UTC):%Y-%m-%d %H:%M:%S}'}
-    about['commit'] = machine['commit'] or 'none'
+    about |= {'commit': machine['commit'] or 'none', 'duration': _RUNNING}
     versions = {'python': machine['python'], **machine['versions']}
     small = ' · '.join(f'{name} {version}' for name, version in versions.items())
     display(
@@ -162,7 +170,7 @@ def header(
         )
     )
 
-# %% ../nbs/09_report.ipynb #64c8fa3b
+# %% ../nbs/09_report.ipynb #4af2e6ad
 CSS = """
 :root { color-scheme: light dark; --ink: #1d2329; --soft: #5c6670; --paper: #fff; --tint: #f5f7f9; --line: #dfe4e8;
         --accent: #0072B2; --bad: #b3261e; --bad-tint: #fdf0ee; --good: #00734f; --good-tint: #eaf6f1 }
@@ -193,6 +201,9 @@ figure { margin: 1rem 0 1.4rem } figure img, figure svg { max-width: 100%; heigh
 .box { border-left: 4px solid var(--accent); background: var(--tint); border-radius: 8px; padding: .7rem 1rem; margin: 1.2rem 0; overflow-wrap: anywhere }
 .box.bad { border-color: var(--bad); background: var(--bad-tint) } .box.good { border-color: var(--good); background: var(--good-tint) }
 .bad > b:first-child, b.bad { color: var(--bad) } .good > b:first-child, b.good { color: var(--good) }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(14rem, 100%), 1fr)); gap: 1rem 2rem; margin: 1.4rem 0; font-size: .9rem }
+.bars { display: grid; grid-template-columns: 5.5em 1fr 3em; gap: .25rem .6rem; align-items: center }
+.bars i { height: .85em; border-radius: 2px; min-width: 1px } .bars span:nth-child(3n) { font-variant-numeric: tabular-nums }
 footer { margin-top: 3rem; padding-top: .8rem; border-top: 1px solid var(--line); color: var(--soft); font-size: .85rem }
 @media (max-width: 40rem) { main { padding: 1.4rem 1rem 3rem } h1 { font-size: 1.6rem } th, td { padding: .35rem .6rem }
         caption { white-space: normal } }
@@ -211,6 +222,18 @@ def page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<title>{html_text.escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n'
     )
+
+# %% ../nbs/09_report.ipynb #eabf9c3b
+def duration(
+    seconds: float | None,  # None: not known
+) -> str:  # such as `4.2 s`, `3 min 20 s` or `1 h 5 min`
+    "A time span as a person says it."
+    if seconds is None:
+        return '—'
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 2:
+        return f'{seconds:.1f} s'
+    return f'{minutes} min {rest} s' if minutes < 60 else f'{minutes // 60} h {minutes % 60} min'
 
 # %% ../nbs/09_report.ipynb #b98716f7
 _markdown = mistune.create_markdown(escape=True, plugins=['table', 'strikethrough', 'url'])
@@ -248,7 +271,7 @@ def _output(output: dict, alt: str) -> str:
         return _markdown(data['text/markdown'])
     return f'<pre>{html_text.escape(_plain(data.get("text/plain", "")))}</pre>'
 
-# %% ../nbs/09_report.ipynb #14d056b1
+# %% ../nbs/09_report.ipynb #7bcf3d95
 def failure(
     notebook: dict,  # the JSON of an executed notebook
 ) -> str | None:  # such as `GateError: recall@20 is 0.1`
@@ -283,14 +306,18 @@ def _body(notebook: dict) -> list[str]:
             ]
     return [part for part in parts if part]
 
-
+# %% ../nbs/09_report.ipynb #3db153be
 def render(
     notebook: Path,  # an executed notebook
     html: Path,  # the page to write
 ) -> None:
     "Render an executed notebook as one HTML page without code."
     content = read_json(notebook)
-    parts = _body(content)
+    seconds = content['metadata'].get('papermill', {}).get('duration')
+    parts = [
+        part.replace(f'>{_RUNNING}<', f'>{duration(seconds)}<') if '"tt-header' in part else part
+        for part in _body(content)
+    ]
     if error := failure(content):
         box = f'<div class="box bad"><b>This stage failed</b><br>{html_text.escape(error)}<br><a href="#error">Traceback</a></div>'
         parts.insert(1 if parts and parts[0].startswith('<h1') else 0, box)
@@ -299,59 +326,123 @@ def render(
     with atomic_file(html) as draft:
         draft.write_text(page(html.stem, '\n'.join(parts)), encoding='utf-8')
 
-# %% ../nbs/09_report.ipynb #2687fdda
+# %% ../nbs/09_report.ipynb #45f5f2db
+_UNITS = {  # what it is measured in, and which is better
+    'auc': ('share of pairs', 'higher'),
+    'auc_within': ('share of pairs', 'higher'),
+    'recall': ('share of likes', 'higher'),
+    'map': ('0 to 1', 'higher'),
+    'ndcg': ('0 to 1', 'higher'),
+    'mrr': ('0 to 1', 'higher'),
+    'novelty': ('bits', '—'),
+    'popularity_bias': ('times own likes', 'near 1'),
+    'coverage': ('share of videos', 'higher'),
+    'gini': ('0 to 1', 'lower'),
+    'log_loss': ('nats', 'lower'),
+    'ece': ('share', 'lower'),
+}
+
+
 def metrics_frame(
     metrics: dict,  # content of metrics.json
-) -> pd.DataFrame:  # a row per metric: metric, model, interval, one column per baseline
+) -> pd.DataFrame:  # a row per metric: metric, model, interval, one column per baseline, unit, which is better
     "The metrics beside the baselines."
     intervals, baselines = metrics.get('intervals', {}), metrics.get('baselines', {})
     rows = []
     for name, value in metrics.get('metrics', {}).items():
         low, high = intervals.get(name) or (None, None)
-        interval = f'{number(low)} to {number(high)}' if low is not None else None
+        interval = f'{number(low, 3)} to {number(high, 3)}' if low is not None else None
+        unit, better = _UNITS.get(name.partition('@')[0], ('', ''))
+        rivals = {rival: values.get(name) for rival, values in baselines.items()}
         rows.append(
-            {
-                'metric': name,
-                'model': value,
-                '95 % interval': interval,
-                **{b: v.get(name) for b, v in baselines.items()},
-            }
+            {'metric': name, 'model': value, '95 % interval': interval, **rivals, 'unit': unit, 'better': better}
         )
     return pd.DataFrame(rows)
 
-# %% ../nbs/09_report.ipynb #a04fb5f8
+# %% ../nbs/09_report.ipynb #efc6a486
+def _bars(metrics: dict) -> str:
+    values = {'model': metrics.get('metrics', {}), **metrics.get('baselines', {})}
+    colours, parts = {'model': BLUE, 'popularity': ORANGE}, []
+    for name in metrics.get('metrics', {}):
+        if name.partition('@')[0] not in ('recall', 'ndcg', 'auc'):
+            continue
+        rows = [
+            f'<span>{html_text.escape(who)}</span><i style="width:{max(0, min(value[name], 1)):.1%};background:{colours.get(who, GREY)}"></i>'
+            f'<span>{number(value[name], 3)}</span>'
+            for who, value in values.items()
+            if value.get(name) is not None
+        ]
+        parts.append(f'<div><b>{html_text.escape(name)}</b><div class="bars">{"".join(rows)}</div></div>')
+    return f'<div class="tiles">{"".join(parts)}</div>' if parts else ''
+
+
+def _verdict_box(metrics: dict) -> str:
+    passed, values = metrics['verdict'] == 'pass', metrics.get('metrics', {})
+    lines = [f'on {number(metrics["n_users"])} users and {number(metrics["n_items"])} videos']
+    for name in (name for name in values if name.startswith('recall@')):
+        rival = metrics.get('baselines', {}).get('popularity', {}).get(name)
+        lines += [f'{name} is {values[name] / rival:.1f} times that of popularity'] if rival and values[name] else []
+    lines[0] = ': '.join(lines)
+    text = '<br>'.join(map(html_text.escape, [lines[0], *metrics.get('reasons', [])]))
+    return f'<div class="box {"good" if passed else "bad"}"><b>Verdict: {"pass" if passed else "fail"}</b> {text}</div>'
+
+# %% ../nbs/09_report.ipynb #37410f90
 def _stage_row(run: Run, notebook: Path) -> str:
     content = read_json(notebook)
-    facts = content['metadata'].get('papermill', {})
-    seconds = f'{facts.get("duration") or 0:.1f}'
+    seconds = content['metadata'].get('papermill', {}).get('duration')
+    prose = '\n'.join(''.join(c['source']) for c in content['cells'] if c['cell_type'] == 'markdown')
+    claim = re.search(r'^> (.*)', prose, re.M)
     error = failure(content)
     state = f'<b class=bad>failed</b> {html_text.escape(error)}' if error else '<b class=good>done</b>'
     stem = html_text.escape(notebook.stem)
     link = f'<a href="{run.reports.name}/{stem}.html">{stem}</a>'
-    return f'<tr><td>{link}</td><td style="text-align:right">{seconds}</td><td>{state}</td></tr>'
+    about = html_text.escape(claim[1]) if claim else ''
+    return (
+        f'<tr><td>{link}</td><td>{about}</td><td style="text-align:right">{duration(seconds)}</td><td>{state}</td></tr>'
+    )
 
 
+def _run_facts(run: Run, notebooks: list[Path]) -> str:
+    content = read_json(run.path / 'run.json') if (run.path / 'run.json').is_file() else {}
+    stages = list(content.get('stages', {}).values())
+    seconds = [read_json(n)['metadata'].get('papermill', {}).get('duration') or 0 for n in notebooks]
+    facts = {'begun (UTC)': content.get('created_at', '')[:19].replace('T', ' '), 'duration': duration(sum(seconds))}
+    if stages:
+        machine = stages[-1].get('machine', {})
+        facts |= {
+            'commit': machine.get('commit') or 'none',
+            'twotower': machine.get('versions', {}).get('twotower', '—'),
+        }
+    return f'<section class="tt-header">{_facts(facts)}</section>'
+
+# %% ../nbs/09_report.ipynb #789c085a
 def index_page(
     run: Run,  # with reports
+    planned: Iterable[str] = (),  # stages that were to run
 ) -> Path:  # the page that was written, `index.html` in the folder of the run
     "Write the page of a run: its verdict, its metrics beside the baselines, and links to its reports."
+    notebooks = sorted(run.reports.glob('[!.]*.ipynb'))
     parts = [f'<h1>Run {html_text.escape(run.id)}</h1>']
-    if run.metrics.is_file():
-        metrics = read_json(run.metrics)
-        passed, reasons = metrics['verdict'] == 'pass', metrics.get('reasons', [])
-        reasons = ''.join(f'<br>{html_text.escape(r)}' for r in reasons)
-        size = f'{number(metrics["n_users"])} users, {number(metrics["n_items"])} videos'
-        parts.append(
-            f'<div class="box {"good" if passed else "bad"}"><b>Verdict: {"pass" if passed else "fail"}</b> on {size}{reasons}</div>'
-        )
-        parts.append(f'<div class=scroll>{table(metrics_frame(metrics), "Model beside the baselines").data}</div>')
+    metrics = read_json(run.metrics) if run.metrics.is_file() else {}
+    for stage, error in ((n.stem, failure(read_json(n))) for n in notebooks):
+        if error and not (stage == '03_eval' and metrics.get('verdict') == 'fail'):
+            link = f'<a href="{run.reports.name}/{html_text.escape(stage)}.html">{html_text.escape(stage)}</a>'
+            parts.append(f'<div class="box bad"><b>Failed</b> in {link}<br>{html_text.escape(error)}</div>')
+    if metrics:
+        shown = table(metrics_frame(metrics), 'Model beside the baselines').data
+        parts += [_verdict_box(metrics), _run_facts(run, notebooks), _bars(metrics)]
+        rows = f'<h2>Metrics</h2>\n<div class=scroll tabindex="0">{shown}</div>'
     else:
-        parts.append('<div class=box>This run has not been judged.</div>')
-    rows = '\n'.join(_stage_row(run, n) for n in sorted(run.reports.glob('[!.]*.ipynb')))
+        parts += ['<div class=box>This run has not been judged.</div>', _run_facts(run, notebooks)]
+        rows = ''
+    stages = [_stage_row(run, n) for n in notebooks]
+    left = [html_text.escape(name) for name in planned if name not in {n.stem for n in notebooks}]
+    stages += [f'<tr><td>{name}</td><td></td><td style="text-align:right">—</td><td>not run</td></tr>' for name in left]
+    head = '<tr><th>stage</th><th>what it is for</th><th style="text-align:right">duration</th><th>state</th></tr>'
     parts.append(
-        f'<h2>Reports</h2>\n<div class=scroll><table><thead><tr><th>stage</th><th style="text-align:right">seconds</th><th>state</th></tr></thead>\n<tbody>{rows}</tbody></table></div>'
+        f'<h2>Reports</h2>\n<div class=scroll tabindex="0"><table><thead>{head}</thead>\n<tbody>{"".join(stages)}</tbody></table></div>'
     )
-    parts.append(f'<footer>Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC</footer>')
+    parts += [rows, f'<footer>Written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC</footer>']
     with atomic_file(run.path / 'index.html') as draft:
-        draft.write_text(page(f'Run {run.id}', '\n'.join(parts)), encoding='utf-8')
+        draft.write_text(page(f'Run {run.id}', '\n'.join(filter(None, parts))), encoding='utf-8')
     return run.path / 'index.html'

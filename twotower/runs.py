@@ -63,7 +63,7 @@ class Run:
     def reports(self) -> Path:
         return self.path / 'reports'
 
-# %% ../nbs/08_runs.ipynb #87d93473
+# %% ../nbs/08_runs.ipynb #9c50a3ef
 def read_json(
     path: Path,  # a file with one JSON object
 ) -> dict:  # its content
@@ -73,7 +73,7 @@ def read_json(
     except FileNotFoundError as error:
         raise InputError(f'{path} does not exist: has the stage that writes it run?') from error
     except ValueError as error:
-        raise InputError(f'{path} is not JSON: {error}') from error
+        raise InputError(f'{path} is not JSON: {error}; start a new run') from error
 
 
 def write_json(
@@ -194,7 +194,7 @@ def record(
     }
     write_json(run.path / 'run.json', content)
 
-# %% ../nbs/08_runs.ipynb #9f49da14
+# %% ../nbs/08_runs.ipynb #5abe658a
 def files_of(
     model: Path,  # folder with the model files
 ) -> list[str]:  # names: those of every model, whether they are there or not, and those that came later and are there
@@ -211,13 +211,14 @@ def blessed(
         raise GateError(f'{model} has not been judged ({metrics} is missing): run 03_eval first')
     verdict = read_json(metrics)
     if verdict.get('verdict') != 'pass':
-        raise GateError(f'{metrics} says {verdict.get("verdict")!r}: ' + '; '.join(verdict.get('reasons', [])))
+        reasons = '; '.join(verdict.get('reasons', []))
+        raise GateError(f'{metrics} says {verdict.get("verdict")!r}: {reasons}: train a better model in a new run')
     judged = verdict.get('files', {})
     for name in MODEL_FILES:
         if name not in (*FIRST_FILES, *judged) and not (model / name).exists():
             continue  # made before there was such a file
         if not (model / name).is_file():
-            raise GateError(f'{model / name} is missing')
+            raise GateError(f'{model / name} is missing: train again, in a new run')
         if sha256(model / name) != judged.get(name):
             raise GateError(f'{model / name} is not the file that {metrics} judged: run 03_eval again')
     return verdict

@@ -19,7 +19,7 @@ import duckdb
 
 from .core import InputError, SettingError
 
-# %% ../nbs/10_sources.ipynb #501fb9dd
+# %% ../nbs/10_sources.ipynb #e19ccbc0
 @contextmanager
 def workspace(
     time_zone: str = 'UTC',  # IANA name, for dates that carry no zone
@@ -76,14 +76,16 @@ _label = Column('label', ('label', 'decision', 'decision_type'), _LABEL, 'must b
 REVIEWS = (_video, _user, Column('stars', ('stars',), _STARS, 'must be 0.5 to 5'), _time)
 REACTIONS = DECISIONS = (_video, _user, _label, _time)
 
-# %% ../nbs/10_sources.ipynb #216b345b
+# %% ../nbs/10_sources.ipynb #f9338c16
 def read_header(
     path: Path,  # a CSV file
     columns: tuple[Column, ...],  # what it must have
 ) -> tuple[list[str], dict[str, str | None]]:  # the names in the file; for each column the name it has there
     "Find the columns of a source in the header of a file."
     if not path.is_file():
-        raise InputError(f'{path} does not exist')
+        raise InputError(
+            f'{path} does not exist: correct the parameter that names it, or load a first one with twotower movielens'
+        )
     with open(path, encoding='utf-8-sig', errors='replace', newline='') as file:
         header = [name.strip() for name in next(csv.reader(file), [])]
     if not any(header):

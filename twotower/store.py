@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ExistsError', 'MissingError', 'Store', 'check_key', 'LocalStore', 'Rehearsal', 'open_store']
 
-# %% ../nbs/15_store.ipynb #8f167ff9
+# %% ../nbs/15_store.ipynb #50552790
 import os
 import re
 import shutil
@@ -21,6 +21,7 @@ from twotower.core import (
     SettingError,
     atomic_file,
     beside,
+    disk_advice,
     environment,
     fsync,
     installation,
@@ -69,7 +70,7 @@ def check_key(
         )
     return key
 
-# %% ../nbs/15_store.ipynb #3866058b
+# %% ../nbs/15_store.ipynb #d8bc2451
 def _make_folder(path: Path) -> None:
     "Create a folder and its parents, each flushed into the one above."
     if not path.is_dir():
@@ -103,7 +104,7 @@ def _plainly(what: str, place: object) -> Iterator[None]:
     except FileNotFoundError as error:
         raise MissingError(f'{what} is not in {place}') from error
     except OSError as error:
-        raise OutsideError(f'{what} can not be used in {place}: {error}') from error
+        raise OutsideError(f'{what} can not be used in {place}: {disk_advice(error)}') from error
 
 
 def _sizes(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
@@ -113,7 +114,7 @@ def _sizes(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
             if path.is_file():
                 yield path.relative_to(folder).as_posix(), path.stat().st_size
 
-# %% ../nbs/15_store.ipynb #dc40f9c6
+# %% ../nbs/15_store.ipynb #4954772d
 class LocalStore:
     "A folder with the layout of the bucket."
 
@@ -132,7 +133,7 @@ class LocalStore:
         except FileExistsError as error:
             raise ExistsError(f'{key} is already in {self}') from error
         except OSError as error:
-            raise OutsideError(f'{key} could not be put into {self}: {error}') from error
+            raise OutsideError(f'{key} could not be put into {self}: {disk_advice(error)}') from error
 
     def get(self, key: str, path: Path) -> None:
         source = self._find(key)
@@ -140,7 +141,7 @@ class LocalStore:
             with atomic_file(path) as draft:
                 shutil.copyfile(source, draft)
         except OSError as error:
-            raise OutsideError(f'{key} could not be written to {path}: {error}') from error
+            raise OutsideError(f'{key} could not be written to {path}: {disk_advice(error)}') from error
 
     def read(self, key: str) -> bytes:
         with _plainly(key, self):
@@ -212,16 +213,18 @@ class Rehearsal:
             raise MissingError(f'{key} is not in {self}')
         return self.scratch if key in self.scratch.list(check_key(key).rpartition('/')[0]) else self.store
 
-# %% ../nbs/15_store.ipynb #c0015826
+# %% ../nbs/15_store.ipynb #ef97bfbb
 def open_store(
     env: Environment | None = None,  # where to look for a Supabase project, by default the environment and `.env`
+    **options,  # of `SupabaseStore`, such as attempts and timeout
 ) -> Store:  # the bucket if SUPABASE_URL and SUPABASE_SERVICE_ROLE_KEY are set, else the folder `local_store`
     "The store of this installation."
     env = env or environment()
     if env.supabase_url and env.service_role_key:
         from twotower.supabase_store import SupabaseStore  # it knows this module
 
-        return SupabaseStore(env.supabase_url, env.service_role_key.get_secret_value(), installation().bucket)
+        key = env.service_role_key.get_secret_value()
+        return SupabaseStore(env.supabase_url, key, installation().bucket, **options)
     if env.supabase_url or env.service_role_key:
         have, lack = 'SUPABASE_URL', 'SUPABASE_SERVICE_ROLE_KEY'
         have, lack = (have, lack) if env.supabase_url else (lack, have)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_service_key', 'storage_url', 'SupabaseStore']
 
-# %% ../nbs/20_supabase_store.ipynb #c42249a0
+# %% ../nbs/20_supabase_store.ipynb #c64a9d1e
 import base64
 import hashlib
 import io
@@ -32,7 +32,7 @@ from tenacity import (
     wait_random,
 )
 
-from .core import OutsideError, SettingError, TwotowerError, atomic_file, sha256
+from .core import OutsideError, SettingError, TwotowerError, atomic_file, disk_advice, sha256
 from .store import ExistsError, MissingError, check_key
 
 _Answer = TypeVar('_Answer')
@@ -133,7 +133,7 @@ def _said(text: str) -> str:
     line = ' '.join(text.removeprefix('Unable to parse error message: ').split())
     return 'no reason given' if not line or line.startswith('<') else line[:200]
 
-# %% ../nbs/20_supabase_store.ipynb #cca40292
+# %% ../nbs/20_supabase_store.ipynb #d8a74c3b
 _grow = wait_exponential(multiplier=0.5, max=20) + wait_random(0, 0.5)
 
 
@@ -145,7 +145,7 @@ def _pause(state: RetryCallState, longest: float = 60) -> float:
 
 def _give_up(state: RetryCallState) -> None:
     error = state.outcome.exception()
-    raise OutsideError(f'{error} (asked {state.attempt_number} times)') from error
+    raise OutsideError(f'{error} (asked {state.attempt_number} times): try again later') from error
 
 
 def _retrying(attempts: int, sleep: Callable[[float], None]) -> Retrying:
@@ -172,7 +172,7 @@ def _status(said: object, response: httpx.Response | None) -> int:
     "The status in the body of an answer, else that of the answer."
     return int(said) if str(said).isdecimal() else response.status_code if response is not None else 500
 
-# %% ../nbs/20_supabase_store.ipynb #a44be23a
+# %% ../nbs/20_supabase_store.ipynb #ea302d67
 class _Conversation:
     "Requests to one bucket, each made as often as it takes."
 
@@ -211,7 +211,9 @@ class _Conversation:
         except httpx.RequestError as error:  # also an answer whose compression is broken
             raise _Again(f'{self.where}: {type(error).__name__} {error}'.replace(self.key, '***')) from None
         except (ValueError, LookupError, TypeError) as error:  # it would be no better the next time
-            raise OutsideError(f'{self.where} gave an answer that is not understood: {type(error).__name__}') from None
+            raise OutsideError(
+                f'{self.where} gave an answer that is not understood: {type(error).__name__}; see that SUPABASE_URL leads to Supabase'
+            ) from None
 
     def patiently(self, work: Callable[[int], _Answer]) -> _Answer:
         "Call `work` with the number of the attempt, from 1, until it asks for no other."
@@ -305,7 +307,7 @@ def _page(talk: _Conversation, folder: str, options: dict) -> list[tuple[str, in
         (e['name'], None if e['id'] is None else int(e['metadata']['size'])) for e in talk.bucket.list(folder, options)
     ]
 
-# %% ../nbs/20_supabase_store.ipynb #cf53a0f2
+# %% ../nbs/20_supabase_store.ipynb #938f17e8
 class SupabaseStore:
     "A bucket of Supabase Storage."
 
@@ -327,7 +329,7 @@ class SupabaseStore:
         try:
             _upload(self._talk, check_key(key), path, create_only)
         except OSError as error:
-            raise OutsideError(f'{key} could not be put into {self}: {error}') from error
+            raise OutsideError(f'{key} could not be put into {self}: {disk_advice(error)}') from error
 
     def get(self, key: str, path: Path) -> None:
         check_key(key)
@@ -335,7 +337,7 @@ class SupabaseStore:
             with atomic_file(path) as draft, draft.open('wb') as file:
                 self._talk.patiently(lambda attempt: _download(self._talk, key, file, fresh=attempt > 1))
         except OSError as error:
-            raise OutsideError(f'{key} could not be written to {path}: {error}') from error
+            raise OutsideError(f'{key} could not be written to {path}: {disk_advice(error)}') from error
 
     def read(self, key: str) -> bytes:
         file = io.BytesIO()

@@ -7,7 +7,7 @@ __all__ = ['METRICS', 'MANIFEST', 'PUBLISHED', 'MANIFEST_KEYS', 'ACTIVATION_KEYS
            'by_store_clock', 'read_manifest', 'check_file', 'take', 'read_activation', 'activations', 'active',
            'append', 'dated']
 
-# %% ../nbs/24_versions.ipynb #79890960
+# %% ../nbs/24_versions.ipynb #c39b9ecd
 import hashlib
 import json
 import re
@@ -16,10 +16,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from .core import GateError, OutsideError, installation, sha256
+from .progress import progress
 from .runs import FIRST_FILES, MODEL_FILES, blessed, write_json
 from .store import ExistsError, MissingError, Store
 
-# %% ../nbs/24_versions.ipynb #a74677e4
+# %% ../nbs/24_versions.ipynb #bcd609cf
 METRICS, MANIFEST = 'metrics.json', 'manifest.json'
 PUBLISHED = (*MODEL_FILES, METRICS)
 MANIFEST_KEYS = {'schema_version', 'run_id', 'created_at', 'files'}
@@ -53,7 +54,7 @@ def parse(
         missing = keys - set(parsed)
         datetime.fromisoformat(parsed['created_at'])
     except (ValueError, TypeError, KeyError) as error:
-        raise OutsideError(f'{key} in the store is damaged: {error!r}') from error
+        raise OutsideError(f'{key} in the store is damaged: {error!r}; publish a new run') from error
     if missing or parsed['schema_version'] != 1:
         raise OutsideError(f'{key} in the store is of another version, or lacks {sorted(missing)}')
     return parsed
@@ -87,7 +88,7 @@ def by_store_clock(
         return moment
     return (datetime.fromisoformat(moment) - ahead).isoformat(timespec='seconds')
 
-# %% ../nbs/24_versions.ipynb #7182fcea
+# %% ../nbs/24_versions.ipynb #31e8dc3f
 def read_manifest(
     store: Store,  # where from
     run_id: str,  # an uploaded run
@@ -101,10 +102,14 @@ def read_manifest(
         raise GateError(f'run {run_id!r} is not, or not completely, uploaded to {store}: upload it first') from error
     manifest, found = parse(content, MANIFEST_KEYS, key), hashlib.sha256(content).hexdigest()
     if expected and found != expected:
-        raise OutsideError(f'{key} is not the one that was activated: sha256 {found}, must be {expected}')
+        raise OutsideError(
+            f'{key} is not the one that was activated: sha256 {found}, must be {expected}; roll back, and publish a new run'
+        )
     names = set(manifest['files'])
     if manifest['run_id'] != run_id or not {*FIRST_FILES, METRICS} <= names <= set(PUBLISHED):
-        raise OutsideError(f'{key} is about run {manifest["run_id"]!r} with files {sorted(names)}')
+        raise OutsideError(
+            f'{key} is about run {manifest["run_id"]!r} with files {sorted(names)}: roll back, and publish a new run'
+        )
     return manifest, found
 
 
@@ -117,10 +122,10 @@ def check_file(
     size, found = path.stat().st_size, sha256(path)
     if (size, found) != (fact['bytes'], fact['sha256']):
         raise OutsideError(
-            f'{name} is damaged: {size} bytes with sha256 {found}, must be {fact["bytes"]} with {fact["sha256"]}'
+            f'{name} is damaged: {size} bytes with sha256 {found}, must be {fact["bytes"]} with {fact["sha256"]}; try again, or roll back and publish a new run'
         )
 
-# %% ../nbs/24_versions.ipynb #f12d64d7
+# %% ../nbs/24_versions.ipynb #8bdfa865
 def take(
     store: Store,  # where from
     run_id: str,  # an uploaded run
@@ -132,8 +137,10 @@ def take(
     home, wanted = key_of('runs', run_id), set(manifest['files'])
     names = {key.removeprefix(f'{home}/') for key in store.list(home)} - {MANIFEST}
     if names != wanted:
-        raise OutsideError(f'{home} in {store}: missing {sorted(wanted - names)}, unexpected {sorted(names - wanted)}')
-    for name, fact in manifest['files'].items():
+        raise OutsideError(
+            f'{home} in {store}: missing {sorted(wanted - names)}, unexpected {sorted(names - wanted)}: upload the run again, or publish a new one'
+        )
+    for name, fact in progress(manifest['files'].items(), 'files fetched'):
         store.get(f'{home}/{name}', folder / name)
         check_file(folder / name, fact, f'{home}/{name}')
     blessed(folder, folder / METRICS)
