@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'app', 'read_yaml', 'chain', 'declared', 'defaults', 'typed', 'Stage', 'plan', 'execute', 'summary_lines',
-           'about', 'run_chain', 'run_command', 'summary', 'movielens', 'sweep_command', 'main']
+           'about', 'run_chain', 'run_command', 'summary', 'movielens', 'migrate_command', 'videos', 'sweep_command',
+           'main']
 
 # %% ../nbs/07_cli.ipynb #2c3afe02
 import ast
@@ -442,6 +443,33 @@ def movielens(
     from twotower.movielens import load
 
     for name, value in load(folder).items():
+        typer.echo(f'{name:<15} {value:,}' if isinstance(value, int) else f'{name:<15} {value}')
+
+# %% ../nbs/07_cli.ipynb #e0567e99
+@app.command('migrate')
+def migrate_command() -> None:
+    """Bring the tables and functions of the database up to date; a second time nothing is done.
+
+    Example: `REMOTE_DATABASE_URL=postgresql://… twotower migrate`
+    """
+    from twotower.database import connect, migrate, target
+
+    with connect() as connection:
+        applied = migrate(connection)
+        typer.echo('\n'.join([f'database {target(connection)}', *(applied or ['nothing to do'])]))
+
+
+@app.command()
+def videos(
+    file: Annotated[Path, typer.Argument(help='CSV with product_url, and title, tags (a|b), performers, … if known.')],
+) -> None:
+    """Merge a CSV of videos into the master in the database, whose schema is brought up to date first.
+
+    Example: `twotower videos videos.csv`
+    """
+    from twotower.catalogue import load_catalogue
+
+    for name, value in load_catalogue(file).items():
         typer.echo(f'{name:<15} {value:,}' if isinstance(value, int) else f'{name:<15} {value}')
 
 # %% ../nbs/07_cli.ipynb #57197664
