@@ -38,7 +38,7 @@ CATALOGUE_FILE = (
     *(_optional(name, _AMOUNT, 'must be a number, 0 or more') for name in ('duration', 'price')),
 )
 
-# %% ../nbs/37_catalogue.ipynb #86fb8a47
+# %% ../nbs/37_catalogue.ipynb #c57a293d
 def read_catalogue(
     path: Path | str,  # CSV with product_url, and any of the other columns of `CATALOGUE_FILE`
 ) -> pa.Table:  # `VIDEOS`; video_id is null: the database gives one
@@ -55,7 +55,7 @@ def read_catalogue(
             query = f'SELECT {name} FROM catalogue GROUP BY ALL HAVING count(*) > 1 ORDER BY {name}'
             if twice := con.execute(query).fetchall():
                 raise InputError(f'{path}: {name} {twice[0][0]} is there more than once ({len(twice)} such)')
-        table = con.execute('SELECT * FROM catalogue ORDER BY product_url').to_arrow_table()
+        table = con.sql('SELECT * FROM catalogue ORDER BY product_url').to_arrow_table()
     return table.append_column(VIDEO, pa.nulls(len(table), pa.string())).select(VIDEOS.names).cast(VIDEOS)
 
 # %% ../nbs/37_catalogue.ipynb #3e136617
