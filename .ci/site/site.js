@@ -4,6 +4,7 @@ const [menu, button, box, query, found] = ['menu', 'menu-button', 'search', 'que
 
 function showMenu(open) {
   menu.classList.toggle('closed', !open);
+  menu.classList.toggle('open', open);
   button.setAttribute('aria-expanded', String(open));
 }
 button.hidden = box.hidden = false;
@@ -61,6 +62,7 @@ async function search() {
   query.setAttribute('aria-expanded', 'true');
 }
 
+menu.addEventListener('click', (event) => event.target.closest('a') && showMenu(false));
 query.addEventListener('focus', load);
 query.addEventListener('input', search);
 document.addEventListener('click', (event) => box.contains(event.target) || close());
@@ -68,7 +70,10 @@ found.addEventListener('click', close);
 document.addEventListener('keydown', (event) => {
   const links = [...found.querySelectorAll('a')];
   const at = links.indexOf(document.activeElement);
-  if (event.key === 'Escape') close();
+  if (event.key === 'Escape') {
+    close();
+    if (menu.classList.contains('open')) showMenu(false), button.focus();
+  }
   else if (event.key === '/' && !/INPUT|TEXTAREA/.test(document.activeElement.tagName)) query.focus();
   else if (event.key === 'ArrowDown' && box.contains(document.activeElement)) (links[at + 1] ?? links[0])?.focus();
   else if (event.key === 'ArrowUp' && at >= 0) (links[at - 1] ?? query).focus();
