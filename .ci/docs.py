@@ -31,10 +31,12 @@ FRONT = {
 LAYERS = {
     'The six stages': '01 02 03 04 05 06',
     'Every day': '22',
-    'Commands, runs, pages': '07 08 09 25',
+    'Commands, runs, pages': '07 08 09 29 30 31 34 25',
+    'On a machine or on GitHub': '33 32 35 36',
     'From columns to a model': '11 12 19 28 26',
     'Judging': '13 23',
-    'Doors to the outside': '10 37 14 21 27 15 20 24 16 17 18',
+    'Beyond one machine': '39 40 41 42 43',
+    'Doors to the outside': '10 38 37 14 21 27 15 20 24 16 17 18',
     'Core': '00',
 }  # by architecture.md; a notebook that is not here is listed under `Further`
 HIDDEN = re.compile(r'^#\|\s*(default_exp|hide)\b', re.M)
@@ -203,6 +205,8 @@ def menu(pages: list[Page], here: Page) -> str:
     groups |= {'Further': list(by_number.values())} if by_number else {}
     out = []
     for name, members in groups.items():
+        if not members:
+            continue
         links = []
         for page in members:
             there = posixpath.relpath(page.target, posixpath.dirname(here.target) or '.')

@@ -27,10 +27,7 @@ def blocks(text: str, *languages: str) -> list[tuple[str, str]]:
 
 def without_words(code: str) -> list[str]:
     "A block without its comments, and a tree without what stands beside its names."
-    return [
-        re.split(r'\s+(?:#|//) |(?<=\S) {3,}(?=\S)' if '──' in code else r'\s*(?:#|//) ', line)[0]
-        for line in code.splitlines()
-    ]
+    return [re.sub(r'(?<=── )(\S+)\s+.*|\s*(?:#|//) .*', r'\1', line) for line in code.splitlines()]
 
 
 def tables(text: str) -> list[list[str]]:
