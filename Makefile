@@ -1,7 +1,8 @@
 # make demo    from nothing to recommendations, on real ratings
 # make test    lint, the notebooks' own tests, and the tests beside them
 # make lab     open the notebooks
-# make readme  write README.md from nbs/index.ipynb, FAULTS.md from the tests, SETTINGS.md from the class of settings
+# make readme  write README.md and README.ja.md from their notebooks, FAULTS.md from the tests, SETTINGS.md from the class of settings
+# make docs    the notebooks as a site, _site/index.html, with its links checked
 # make ci      all that must hold before a change lands
 # make clean   remove the virtual environment and caches; data/ and outputs/ stay
 
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(firstword $(shell cat pyproject.toml constraints.txt | cksum))
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: help install demo test lab readme ci clean
+.PHONY: help install demo test lab readme docs ci clean
 .SILENT:
 
 help:
@@ -23,7 +24,7 @@ $(STAMP):
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; choose one: make PYTHON=python3.12 ...")'
 	echo 'installing into $(VENV) (once, a few minutes)'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt -e '.[test]'
+	$(PIP) install -c constraints.txt -e '.[docs,test]'
 	touch $@
 
 demo: install
@@ -45,9 +46,12 @@ readme:
 	$(PYTHON) .ci/faults.py
 	PATH=$(BIN):$$PATH $(PYTHON) .ci/settings.py
 
+docs: install
+	$(BIN)/python .ci/docs.py
+
 ci:
 	.ci/run
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis nbs/.hypothesis dist build
+	rm -rf $(VENV) _site .mypy_cache .pytest_cache .ruff_cache .hypothesis nbs/.hypothesis dist build
 	find nbs tests twotower bench -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

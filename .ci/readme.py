@@ -1,4 +1,4 @@
-"Write README.md from nbs/index.ipynb: the cells in their order, links as seen from the top."
+"Write README.md from nbs/index.ipynb and README.ja.md from nbs/index_ja.ipynb: the cells in their order, links as seen from the top."
 
 import json
 import posixpath
@@ -21,5 +21,6 @@ def text(cell: dict) -> str:
     return re.sub(r'(!?\[[^\]]*\])\(([^)\s]+)\)', seen_from_top, source)
 
 
-cells = json.loads((TOP / 'nbs/index.ipynb').read_text(encoding='utf-8'))['cells']
-(TOP / 'README.md').write_text('\n\n'.join(text(c).strip() for c in cells) + '\n', encoding='utf-8')
+for name, notebook in {'README.md': 'index', 'README.ja.md': 'index_ja'}.items():
+    cells = json.loads((TOP / f'nbs/{notebook}.ipynb').read_text(encoding='utf-8'))['cells']
+    (TOP / name).write_text('\n\n'.join(text(c).strip() for c in cells) + '\n', encoding='utf-8')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'app', 'read_yaml', 'chain', 'declared', 'defaults', 'typed', 'Stage', 'plan', 'execute', 'summary_lines',
-           'about', 'run_chain', 'run_command', 'summary', 'secrets_command', 'doctor_command', 'migrate_command',
-           'movielens', 'sweep_command', 'qual_command', 'main']
+           'about', 'run_chain', 'run_command', 'summary', 'secrets_command', 'doctor_command', 'movielens',
+           'migrate_command', 'videos', 'sweep_command', 'qual_command', 'main']
 
 # %% ../nbs/07_cli.ipynb #6d116327
 import ast
@@ -546,7 +546,7 @@ def summary(
     """
     typer.echo('\n'.join(summary_lines(find_run(run_id))))
 
-# %% ../nbs/07_cli.ipynb #3afb2a88
+# %% ../nbs/07_cli.ipynb #ad7cd621
 @app.command('secrets')
 def secrets_command(
     folder: Annotated[Path | None, typer.Argument(help='Where to look; by default outputs/.')] = None,
@@ -581,19 +581,6 @@ def doctor_command() -> None:
     if any(finding.state == 'missing' for finding in findings):
         raise typer.Exit(1)
 
-
-@app.command('migrate')
-def migrate_command() -> None:
-    """Make the tables in the database, or bring them up to date; a second time changes nothing.
-
-    Example: `REMOTE_DATABASE_URL=postgresql://… twotower migrate`
-    """
-    from twotower.database import connect, migrate, target
-
-    with connect() as connection:
-        done = migrate(connection)
-        typer.echo(f'{target(connection)}: {", ".join(done) or "nothing to do"}')
-
 # %% ../nbs/07_cli.ipynb #f683c58a
 @app.command()
 def movielens(
@@ -608,6 +595,33 @@ def movielens(
     from twotower.movielens import load
 
     for name, value in load(folder).items():
+        typer.echo(f'{name:<15} {value:,}' if isinstance(value, int) else f'{name:<15} {value}')
+
+# %% ../nbs/07_cli.ipynb #e0567e99
+@app.command('migrate')
+def migrate_command() -> None:
+    """Bring the tables and functions of the database up to date; a second time nothing is done.
+
+    Example: `REMOTE_DATABASE_URL=postgresql://… twotower migrate`
+    """
+    from twotower.database import connect, migrate, target
+
+    with connect() as connection:
+        applied = migrate(connection)
+        typer.echo('\n'.join([f'database {target(connection)}', *(applied or ['nothing to do'])]))
+
+
+@app.command()
+def videos(
+    file: Annotated[Path, typer.Argument(help='CSV with product_url, and title, tags (a|b), performers, … if known.')],
+) -> None:
+    """Merge a CSV of videos into the master in the database, whose schema is brought up to date first.
+
+    Example: `twotower videos videos.csv`
+    """
+    from twotower.catalogue import load_catalogue
+
+    for name, value in load_catalogue(file).items():
         typer.echo(f'{name:<15} {value:,}' if isinstance(value, int) else f'{name:<15} {value}')
 
 # %% ../nbs/07_cli.ipynb #0faaa731

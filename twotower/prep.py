@@ -402,7 +402,7 @@ def prepare(
     con: duckdb.DuckDBPyConnection,  # a workspace with the sources, read by `read_source`
     videos: pa.Table,  # the videos master, as `database.load_videos` gives it
     sources: dict[str, dict],  # table name: what `read_source` counted; a later one wins over an earlier one
-    config,  # min_stars, max_negative_stars, neg_per_pos, val_ratio, split_by, seed, mode
+    config: SimpleNamespace,  # min_stars, max_negative_stars, neg_per_pos, val_ratio, split_by, seed, mode
     profiles: pa.Table | None = None,  # user_id, created_at of the users in the database
 ) -> dict:  # the content of summary.json
     "Make the tables `train` and `val`, and account for every row."
