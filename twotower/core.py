@@ -132,11 +132,14 @@ def point(
     os.replace(draft, link)
     fsync(link.parent)
 
-# %% ../nbs/00_core.ipynb #4bfbdc1e
+# %% ../nbs/00_core.ipynb #3ee4fb9d
 def sha256(
-    path: Path | str,  # file to read
+    path: Path | str,  # file to read, or a folder of files
 ) -> str:  # 64 hexadecimal digits
-    "The SHA-256 of a file, read in blocks."
+    "The SHA-256 of a file, read in blocks; of a folder, that of the list of its files."
+    if Path(path).is_dir():
+        lines = [f'{sha256(file)}  {file.name}\n' for file in sorted(Path(path).iterdir())]
+        return hashlib.sha256(''.join(lines).encode()).hexdigest()
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
@@ -209,7 +212,7 @@ def embeddings_table(
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
     return pa.table([ids, pa.FixedSizeListArray.from_arrays(flat, DIMENSION)], schema=embeddings_schema(key))
 
-# %% ../nbs/00_core.ipynb #dc92c462
+# %% ../nbs/00_core.ipynb #aaa4d3f3
 def conform(
     table: pa.Table,  # any column order, castable types
     schema: pa.Schema,  # what it must be
@@ -235,14 +238,15 @@ def write_table(
 
 
 def read_table(
-    path: Path | str,  # Parquet file to read
+    path: Path | str,  # Parquet file to read, or a folder of them, which are read in the order of their names
     schema: pa.Schema,  # what it must be
 ) -> pa.Table:  # exactly the columns of `schema`
-    "Read a Parquet file and check it."
-    if not Path(path).is_file():
+    "Read Parquet and check it."
+    parts = sorted(Path(path).glob('*.parquet')) if Path(path).is_dir() else [Path(path)]
+    if not parts or not parts[0].is_file():
         raise InputError(f'{path} does not exist: has the stage that writes it run?')
     try:
-        return conform(pq.read_table(path), schema, str(path))
+        return pa.concat_tables([conform(pq.read_table(part), schema, str(part)) for part in parts])
     except pa.ArrowInvalid as error:
         raise InputError(f'{path} is not a Parquet file: {error}') from error
 
