@@ -325,7 +325,7 @@ def read_source(
         raise InputError(f'{", ".join(files[:3])} can not be read: {error}') from error
     return checked_counts(con, files, columns, counts, _rejected(con, files), max_invalid_share)
 
-# %% ../nbs/10_sources.ipynb #cec8a6a9
+# %% ../nbs/10_sources.ipynb #f9a21b74
 REJECTED = 'rejected'
 
 
@@ -336,7 +336,7 @@ def stream_rows(
     rows: int = 1 << 19,  # at a time
 ) -> Iterator[
     pa.Table
-]:  # the texts of `columns`, names as dictionaries; `rejected`: null, or JSON in a last row of nothing else
+]:  # the texts of `columns`, names as dictionaries; `rejected`: null, or, in a last row of nothing else, JSON: file to reason to count
     "The rows of one file, and what was no row."
     header, found = read_header(path, columns)
     let_duckdb_read(con, path)
@@ -356,4 +356,4 @@ def stream_rows(
     except duckdb.Error as error:
         raise InputError(f'{path} can not be read: {error}') from error
     if reasons := _rejected(con, [path]).get(path):
-        yield pa.Table.from_pylist([dict.fromkeys(schema.names) | {REJECTED: json.dumps(reasons)}], schema)
+        yield pa.Table.from_pylist([dict.fromkeys(schema.names) | {REJECTED: json.dumps({path: reasons})}], schema)
