@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['read_blocks', 'survey', 'bounds_of', 'scatter', 'opine', 'of_day', 'divided', 'described', 'prepare_on_cluster']
 
-# %% ../nbs/40_cluster_prep.ipynb #fe81c665
+# %% ../nbs/40_cluster_prep.ipynb #2aea20dc
 import json
-import logging
 import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .cluster import cluster, cpus, memory_share, plain_errors
+from .cluster import cluster, cpus, memory_share, plain_errors, quiet_data
 from .core import INTERACTIONS, ITEM_FEATURES, USER_FEATURES, as_uuid, atomic_folder
 from twotower.prep import (
     _parts, account_for, add_facts, check_split, divide, end_of, find_cut, held_out, interactions, item_features, keep_inputs, number_videos,
@@ -30,7 +29,7 @@ from twotower.prep import (
 from .runs import ITEMS, SUMMARY, TRAIN, USERS, VAL, write_json
 from .sources import REJECTED, checked_counts, read_header, stream_rows, take_rows, workspace
 
-# %% ../nbs/40_cluster_prep.ipynb #89bed10f
+# %% ../nbs/40_cluster_prep.ipynb #4097d6e9
 def _room(config: SimpleNamespace):
     "A workspace for one of the functions that share a machine."
     return workspace(config.time_zone, config.memory_limit or memory_share(), threads=1)
@@ -48,12 +47,7 @@ def read_blocks(
     config: SimpleNamespace,  # time_zone, memory_limit
 ) -> list:  # references to tables of `stream_rows`
     "Read the files of a source into the memory of the cluster."
-    import ray.data
-
-    logging.getLogger('ray.data').setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    paths = ray.data.from_items([{'path': path} for path in files], override_num_blocks=len(files))
+    paths = quiet_data().from_items([{'path': path} for path in files], override_num_blocks=len(files))
     options = {'columns': columns, 'config': config}
     with plain_errors():
         rows = paths.map_batches(_read, batch_size=1, batch_format='numpy', fn_kwargs=options, num_cpus=1)
