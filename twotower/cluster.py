@@ -41,7 +41,7 @@ def check_engine(
             "engine is 'ray', and Ray is not installed: pip install 'twotower[ray]', or set engine to local"
         )
 
-# %% ../nbs/39_cluster.ipynb #9f28a466
+# %% ../nbs/39_cluster.ipynb #bbab4736
 @contextmanager
 def cluster(
     **options,  # for the cluster that is started here, such as num_cpus
@@ -61,7 +61,7 @@ def cluster(
             ray.init(address, **quiet)
         else:
             ray.init('local', include_dashboard=False, **quiet, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:
         raise OutsideError(f'no Ray cluster at {address or "this machine"} (RAY_ADDRESS): {error}') from error
     try:
         yield ray
