@@ -5,7 +5,6 @@ One cluster of several node processes for all tests here. `-m 'not ray'` leaves 
 
 import json
 import os
-import random
 import shutil
 import socket
 import tempfile
@@ -20,22 +19,26 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+import test_judging
+from scipy import sparse
 from test_bad_input import GOOD, HEAD, REFUSED
 from test_bad_input import MASTER as FIVE
 from test_embed import DAILY
+from test_judging import RULES
 from test_prep import CONFIG, FILES, MASTER, reviews
 from toys import blessed_run, decide, videos
 
-from twotower import cluster, cluster_prep, evaluate, sources
+from twotower import cluster, cluster_prep, embed, evaluate
 from twotower.cluster import LOCAL, OnRay, check_engine
 from twotower.cluster_prep import prepare_on_cluster
-from twotower.core import USER, VIDEO, InputError, OutsideError, SettingError, as_uuid, embeddings_schema, read_table
-from twotower.database import DECISIONS, load_videos, save_videos
-from twotower.embed import embed_live
+from twotower.core import USER, VIDEO, InputError, SettingError, as_uuid, embeddings_schema, read_table
+from twotower.database import DECISIONS, save_videos
+from twotower.embed import TASTES, embed_live
 from twotower.prep import prepare_files
 from twotower.runs import SUMMARY, TRAIN, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, read_json
 
 pytestmark = pytest.mark.ray
+first = test_judging.first  # a fixture
 ray = pytest.importorskip('ray')
 MB = 2**20
 
@@ -222,3 +225,87 @@ def test_a_machine_is_lost_during_prep(both, home, machines, monkeypatch):
     both(input='in', parts=4)
     assert not killer.is_alive()
     killer.join()
+
+
+def judged_users(n: int = 9_000, m: int = 300) -> evaluate.Judged:
+    "Users and videos at random."
+    rng = np.random.default_rng(0)
+    users, items = (rng.normal(size=(k, 128)).astype(np.float32) for k in (n, m))
+    seen, liked = (sparse.random(n, m, 0.02, 'csr', np.float32, rng) for _ in range(2))
+    rows, labels = rng.integers(0, n, 20_000), rng.integers(0, 2, 20_000)
+    return evaluate.Judged(
+        pa.array([f'u{i}' for i in range(n)]),
+        users,
+        items,
+        seen,
+        seen,
+        liked,
+        rows,
+        rng.integers(0, m, 20_000),
+        labels,
+        0,
+    )
+
+
+def close(one, other) -> bool:
+    "Equal, numbers to 1e-9."
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(close(one[k], other[k]) for k in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(close, one, other))
+    return one == pytest.approx(other, rel=1e-9, abs=1e-9) if isinstance(one, float) else one == other
+
+
+def test_a_machine_is_lost_during_evaluation(machines, monkeypatch):
+    judged = judged_users()
+    scores = {'calibration': {'scale': 1.0, 'bias': 0.0}, 'k': 10, 'memory_mb': 1}
+    monkeypatch.setattr(evaluate.rank, '__defaults__', (1, LOCAL, 2_000))  # six parts
+    expected, by_user = evaluate.score(judged, **scores)
+    monkeypatch.setattr(evaluate, '_listed', slow(evaluate._listed))
+    killer = after(4, machines.kill_one)
+    found, theirs = evaluate.score(judged, **scores, engine=OnRay())
+    assert not killer.is_alive()
+    killer.join()
+    assert close(found, expected)
+    for name in by_user.column_names[1:]:
+        np.testing.assert_allclose(theirs[name].to_numpy(), by_user[name].to_numpy(), rtol=1e-9, atol=1e-9)
+
+
+def test_the_verdict_is_the_same(first, machines):
+    run, _ = first
+    config = SimpleNamespace(**RULES)
+    assert close(evaluate.judge(run, config, OnRay()), evaluate.judge(run, config))
+
+
+class Slow(embed.Embedder):
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        time.sleep(0.5)
+        return super().__call__(rows)
+
+
+def test_a_machine_is_lost_while_embedding(database, home, machines, monkeypatch):
+    save_videos(database, videos(range(40)))
+    run = blessed_run(database, 'r1')
+    save_videos(database, videos(range(100)))
+    decide(database, *((u, f'c{v}', 'like', 1 + v) for u in ('ann', 'bob') for v in range(3)))
+    params = SimpleNamespace(**DAILY)
+    expected = embed_live(database, run, params, home / 'local')
+    monkeypatch.setattr(embed, 'Embedder', Slow)
+    killer = after(5, machines.kill_one)
+    found = embed_live(database, run, params, home / 'ray', OnRay())
+    assert not killer.is_alive()
+    killer.join()
+    for name, key in ((VIDEO_EMBEDDINGS, VIDEO), (USER_EMBEDDINGS, USER)):
+        one, other = (read_table(folder / name, embeddings_schema(key)) for folder in (expected, found))
+        assert one[key].equals(other[key])
+        ours, theirs = (t['embedding'].combine_chunks().flatten().to_numpy() for t in (one, other))
+        np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-6)
+    summaries = [read_json(folder / SUMMARY) | {'created_at': ''} for folder in (expected, found)]
+    assert summaries[0] == summaries[1]
+    assert pq.read_table(expected / TASTES).equals(pq.read_table(found / TASTES))
+
+
+def test_a_cluster_is_needed_and_named(home, monkeypatch):
+    monkeypatch.setattr(cluster.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(SettingError, match=r"engine is 'ray', and Ray is not installed: pip install 'twotower\[ray\]'"):
+        check_engine('ray')
