@@ -95,7 +95,8 @@ def work(what: str, millions: float, engine: str, folder: Path) -> None:
 def measured(command: list[str]) -> dict:
     "Run a command: what it printed, wall and CPU seconds, and peak memory of its tree."
     began, peak, used = time.perf_counter(), 0, {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    environment = os.environ | {'RAY_worker_niceness': '0'}  # Ray's workers else give way to all other work
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         while process.poll() is None:
             tree, memory = [psutil.Process(process.pid)], 0
             with suppress(psutil.NoSuchProcess):

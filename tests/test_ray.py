@@ -40,29 +40,29 @@ from twotower.runs import SUMMARY, TRAIN, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, rea
 pytestmark = pytest.mark.ray
 first = test_judging.first  # a fixture
 ray = pytest.importorskip('ray')
+node = pytest.importorskip('ray._private.node')
+really_start_raylet = node.Node.start_raylet
 MB = 2**20
 
 
+PORTS = ('metrics_agent_port', 'dashboard_agent_listen_port', 'runtime_env_agent_port', 'metrics_export_port')
+
+
 def ports() -> dict[str, int]:
-    "Free ports, so that a node need not wait until its agents have told theirs."
-    names = ('metrics_agent_port', 'dashboard_agent_listen_port', 'runtime_env_agent_port', 'metrics_export_port')
+    "Free ports for the agents of a node."
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in names]
+        sockets = [stack.enter_context(socket.socket()) for _ in PORTS]
         for one in sockets:
             one.bind(('127.0.0.1', 0))
-        return dict(zip(names, (one.getsockname()[1] for one in sockets), strict=True))
+        return dict(zip(PORTS, (one.getsockname()[1] for one in sockets), strict=True))
 
 
-def patiently(start):
-    "Ray gives a node seconds to start, which a busy machine may not have."
-    for _ in range(3):
-        try:
-            return start()
-        except Exception as error:
-            if 'timed out during startup' not in str(error):
-                raise
-            last = error
-    raise last
+def start_raylet(self, *args, **kwargs):
+    "A node dies if its agents have not told their ports after 15 seconds, which a busy machine may need: they are told before."
+    for name in PORTS:
+        path = Path(self._session_dir, node.get_port_filename(self._node_id, name))
+        path.write_text(str(getattr(self._ray_params, name)))
+    return really_start_raylet(self, *args, **kwargs)
 
 
 class Machines:
@@ -72,29 +72,34 @@ class Machines:
         from ray.cluster_utils import Cluster
 
         head = {'num_cpus': 0, **ports(), 'object_store_memory': 200 * MB, 'include_dashboard': False}
-        self.cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
-        self.nodes = [self.add() for _ in range(2)]
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.nodes = [self.add() for _ in range(4)]
 
     def add(self):
-        return patiently(lambda: self.cluster.add_node(num_cpus=1, object_store_memory=200 * MB, **ports()))
+        return self.cluster.add_node(num_cpus=1, object_store_memory=200 * MB, **ports())
 
     def kill_one(self) -> None:
-        "SIGKILL for a node and all of its processes; another one takes its place."
-        self.cluster.remove_node(self.nodes.pop(0), allow_graceful=False)
-        self.nodes.append(self.add())
+        "SIGKILL for a node and all of its processes."
+        self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
 
 
 @pytest.fixture(scope='module')
 def machines():
     folder = Path(tempfile.mkdtemp(prefix='ray'))  # a socket's path must be short
     (folder / 'ray').mkdir()
-    known = {'RAY_TMPDIR': str(folder), 'RAY_USAGE_STATS_ENABLED': '0', 'RAY_memory_monitor_refresh_ms': '0'}
+    known = {
+        'RAY_TMPDIR': str(folder),
+        'RAY_USAGE_STATS_ENABLED': '0',
+        'RAY_memory_monitor_refresh_ms': '0',
+        'RAY_worker_niceness': '0',
+    }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in known.items():
             patch.setenv(name, value)
         patch.setenv(
             'PYTHONPATH', os.pathsep.join([str(Path(cluster.__file__).parent.parent), str(Path(__file__).parent)])
         )
+        patch.setattr(node.Node, 'start_raylet', start_raylet)
         machines = Machines()
         ray.init(machines.cluster.address, log_to_driver=False, logging_level='ERROR', configure_logging=False)
         yield machines

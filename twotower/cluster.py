@@ -80,7 +80,7 @@ def memory_share() -> str:  # such as `3000MB`
     "What one of the functions that run at a time on a machine may hold in DuckDB: half of the memory is Ray's and the system's."
     return f'{psutil.virtual_memory().total // 2 // (os.cpu_count() or 1) >> 20}MB'
 
-# %% ../nbs/39_cluster.ipynb #22ecdade
+# %% ../nbs/39_cluster.ipynb #6c17bac1
 @contextmanager
 def plain_errors() -> Iterator[None]:
     "Raise the error of a function on the cluster as if it had been called here."
@@ -92,7 +92,8 @@ def plain_errors() -> Iterator[None]:
         seen, found = [], error
         while found is not None and found not in seen:
             if isinstance(found, TwotowerError) and not isinstance(found, ray.exceptions.RayError):
-                raise found from None
+                # Ray Data appends advice on retries to the message
+                raise type(found)(str(found).partition('\nFailed to apply')[0]) from None
             seen.append(found)
             found = getattr(found, 'cause', None) or found.__cause__ or found.__context__
         if isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError):
