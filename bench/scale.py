@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +27,7 @@ from prep import CONFIG, make_reviews, make_videos
 
 from twotower.cluster import LOCAL, OnRay, cluster
 from twotower.cluster_prep import prepare_on_cluster
-from twotower.core import ITEM_FEATURES, USER, USER_FEATURES
+from twotower.core import ITEM_FEATURES, USER, USER_FEATURES, OutsideError
 from twotower.embed import Embedder
 from twotower.features import fit_encoding
 from twotower.model import TwoTower, export_onnx
@@ -70,11 +71,25 @@ def model_of(folder: Path, prep: Path) -> Path:
     return place
 
 
+@contextmanager
+def started(workers: int) -> Iterator[None]:
+    "A cluster; a crowded machine may need more than the 15 seconds that Ray gives it, so it is tried again."
+    with ExitStack() as stack:
+        for chance in range(5):
+            try:
+                stack.enter_context(cluster(num_cpus=workers, object_store_memory=STORE))
+                break
+            except OutsideError:
+                if chance == 4:
+                    raise
+        yield
+
+
 def work(what: str, millions: float, engine: str, folder: Path) -> None:
     "In a process of its own: do it, and print how long the cluster took to start, and how many rows came out."
     _, _, workers = engine.partition('-')
     began = time.perf_counter()
-    with cluster(num_cpus=int(workers), object_store_memory=STORE) if workers else nullcontext():
+    with started(int(workers)) if workers else nullcontext():
         start = time.perf_counter() - began
         if what == 'prep':
             config = SimpleNamespace(**vars(CONFIG) | {'input': str(reviews_of(folder, millions))})
