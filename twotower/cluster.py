@@ -139,7 +139,7 @@ class Carried:
                 (folder / name).write_bytes(content)
         return str(folder)
 
-# %% ../nbs/39_cluster.ipynb #31bbbb97
+# %% ../nbs/39_cluster.ipynb #90c27f84
 class _Worker:
     "An actor of a pool."
 
@@ -193,7 +193,7 @@ class OnRay:
         "Something with a path that holds the files."
         return Carried({name: (folder / name).read_bytes() for name in names if (folder / name).is_file()})
 
-
+# %% ../nbs/39_cluster.ipynb #2210c15b
 def put(
     value: Any,  # such as a table
 ) -> Any:  # a reference

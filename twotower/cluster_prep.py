@@ -53,7 +53,7 @@ def read_blocks(
         rows = paths.map_batches(_read, batch_size=1, batch_format='numpy', fn_kwargs=options, num_cpus=1)
         return rows.materialize().to_arrow_refs()
 
-# %% ../nbs/40_cluster_prep.ipynb #add71ffb
+# %% ../nbs/40_cluster_prep.ipynb #d3f69815
 def survey(
     block: pa.Table,  # of `stream_rows`
     known: frozenset[str] = frozenset(),  # UUIDs of users in the database
@@ -76,7 +76,7 @@ def survey(
         'aliases': aliases,
     }
 
-
+# %% ../nbs/40_cluster_prep.ipynb #9670c57e
 def bounds_of(
     users: list[str],  # a sample, as often as they have rows
     parts: int,  # how many are wanted
@@ -113,7 +113,7 @@ def _slim(rows: pa.Table) -> pa.Table:
             )
     return rows
 
-# %% ../nbs/40_cluster_prep.ipynb #3765907b
+# %% ../nbs/40_cluster_prep.ipynb #4e155168
 def _register(con: duckdb.DuckDBPyConnection, **tables: pa.Table) -> None:
     for name, table in tables.items():
         con.register(name, table)
@@ -142,8 +142,13 @@ def opine(
             facts['days'] = opinions_by_day(con)
         return facts, {name: con.table(name).to_arrow_table() for name in ('opinions', 'people')}
 
-
-def of_day(state: dict, videos: pa.Table, day: int, config: SimpleNamespace) -> pa.Table:
+# %% ../nbs/40_cluster_prep.ipynb #ad17d435
+def of_day(
+    state: dict,  # of `opine`
+    videos: pa.Table,  # as above
+    day: int,  # since 1970
+    config: SimpleNamespace,  # seed, time_zone, memory_limit
+) -> pa.Table:  # of `opinions_of_day`
     "`opinions_of_day` of some users."
     with _room(config) as con:
         _register(con, videos=videos, **state)
@@ -176,7 +181,7 @@ def divided(
         said = con.sql("SELECT * FROM train WHERE kind <> 'pseudo'").to_arrow_table()
         return facts, newest, files, {'train': said, 'people': state['people']}
 
-
+# %% ../nbs/40_cluster_prep.ipynb #52a97138
 def described(
     taught: dict,  # of `divided`
     catalogue: dict[str, pa.Table],  # videos: v, video_id; and the tables of `number_words`
@@ -230,7 +235,7 @@ def _gathered(ray: Any, plan: dict, blocks: list, videos: Any, stored: tuple, pa
     pairs = [task.remote(plan, videos, decided[i], people[i], *(piece[i] for piece in pieces)) for i in range(n)]
     return [facts for facts, _ in pairs], [state for _, state in pairs], found['rejected']
 
-# %% ../nbs/40_cluster_prep.ipynb #bd0b7c3a
+# %% ../nbs/40_cluster_prep.ipynb #c54da214
 def _catalogue(con: duckdb.DuckDBPyConnection, videos: pa.Table) -> tuple[pa.Table, dict[str, pa.Table], dict]:
     "The numbers of the videos and of their words."
     number_videos(con, videos)
@@ -251,7 +256,7 @@ def _cut(ray: Any, con: duckdb.DuckDBPyConnection, first: dict, states: list, vi
 
     return find_cut(first['days'], held, opinions_on)
 
-
+# %% ../nbs/40_cluster_prep.ipynb #076874d0
 def _written(ray: Any, draft: Path, states: list, shared: tuple, cut: dict | None, config: SimpleNamespace) -> dict:
     "Divide and describe all parts, and write them in the order of the users, one at a time: the facts of `divide`."
     videos, catalogue, words = shared
@@ -268,7 +273,7 @@ def _written(ray: Any, draft: Path, states: list, shared: tuple, cut: dict | Non
                 (draft / name / f'part-{i:05}.parquet').write_bytes(content)
     return add_facts(ray.get([facts for facts, _, _, _ in done]))
 
-
+# %% ../nbs/40_cluster_prep.ipynb #b1aa8e32
 def prepare_on_cluster(
     folder: Path,  # such as `outputs/runs/<run-id>/prep`; must not exist yet
     videos: pa.Table,  # the videos master, as `database.load_videos` gives it

@@ -81,7 +81,7 @@ def live_features(
         moment = f'make_timestamptz({now.cast(pa.int64())})'
         return user_features(con, number_words(con), max_history=max_history, now=moment)
 
-# %% ../nbs/04_embed.ipynb #dd46a415
+# %% ../nbs/04_embed.ipynb #619dc333
 UNKNOWN = 'unknown'
 
 
@@ -115,7 +115,7 @@ class Encoder:
                 self.unknown[side].update(json.loads(note))
             yield made.select([key, EMBEDDING]).cast(embeddings_schema(key))
 
-
+# %% ../nbs/04_embed.ipynb #b8c645e2
 def embed_videos(
     conn: psycopg.Connection,  # migrated
     encoder: Encoder,  # of a blessed run

@@ -124,7 +124,7 @@ def pair_scores(
     found = [np.einsum('ij,ij->i', users[judged.rows[p]], items[judged.columns[p]]) for p in parts]
     return np.concatenate([np.zeros(0, np.float32), *found])
 
-# %% ../nbs/03_eval.ipynb #54534608
+# %% ../nbs/03_eval.ipynb #be533801
 def _listed(
     part: tuple,  # of some users: embeddings (n, d); seen, held-out likes and likes in training (n, n_items)
     items: np.ndarray,  # float32 (n_items, d)
@@ -150,7 +150,7 @@ def _shards(users: np.ndarray, judged: Judged, who: np.ndarray, memory_mb: int, 
         some = who[start : start + size]
         yield users[some], judged.seen[some], judged.liked[some], judged.history[some]
 
-
+# %% ../nbs/03_eval.ipynb #ff4ebc4d
 def rank(
     users: np.ndarray,  # float32 (n_users, d)
     items: np.ndarray,  # float32 (n_items, d)
@@ -309,7 +309,7 @@ def score(
     columns = {USER: judged.user_ids} | {name: pa.array(v, from_pandas=True) for name, v in by_user.items()}
     return scored, pa.table(columns)
 
-# %% ../nbs/03_eval.ipynb #a70e295b
+# %% ../nbs/03_eval.ipynb #13d4d689
 def forms_of(
     model: Path,  # `model/` of a run
 ) -> dict[
@@ -344,7 +344,7 @@ def _worst(one: dict[str, dict], other: dict[str, dict]) -> dict[str, dict]:
         out[form] = {x: before[x] + v if x == 'not_finite' else np.maximum(before[x], v) for x, v in found.items()}
     return out
 
-
+# %% ../nbs/03_eval.ipynb #fe7cde6a
 def parity(
     prep: Path,  # `prep/` of a run
     model: Path,  # `model/` of a run

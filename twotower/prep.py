@@ -455,7 +455,7 @@ def user_features(
         found = found.set_column(found.column_names.index(name), name, _spelled(found[name], texts))
     return conform(found, USER_FEATURES, USERS)
 
-# %% ../nbs/01_prep.ipynb #a2b32ffd
+# %% ../nbs/01_prep.ipynb #76804ba0
 def take_opinions(
     con: duckdb.DuckDBPyConnection,  # a workspace with the table `videos` and the sources, read by `read_source`
     sources: list[str],  # their names; a later one wins over an earlier one
@@ -484,7 +484,7 @@ def take_opinions(
     names = ('opinions', 'likes', 'timeless', 'users', 'users_with_one_opinion')
     return {'sources': found, 'stars': stars} | dict(zip(names, map(int, sums), strict=True))
 
-
+# %% ../nbs/01_prep.ipynb #2b0c836c
 def divide(
     con: duckdb.DuckDBPyConnection,  # a workspace with the tables `opinions`, `people` and `videos`
     config: SimpleNamespace,  # neg_per_pos, val_ratio, split_by, seed, mode
@@ -504,7 +504,7 @@ def divide(
     newest = con.execute('SELECT max(epoch_us(created_at)) FROM train').fetchall()[0][0]
     return {'interactions': kinds, 'heard': heard_of(con)}, newest
 
-
+# %% ../nbs/01_prep.ipynb #feb62071
 def add_facts(
     parts: list,  # of each part: numbers, tables of a name and numbers, or dicts of these; at least one
 ) -> dict | pa.Table | int:  # of the same form, about all parts
@@ -555,7 +555,7 @@ def account_for(
         raise InputError(f'split by time needs a date in every row; {facts["timeless"]} rows have none')
     return found
 
-# %% ../nbs/01_prep.ipynb #52052f4b
+# %% ../nbs/01_prep.ipynb #4cc2f087
 def summarize(
     sources: dict[str, dict],  # of `account_for`
     opinions: dict,  # facts of `take_opinions`, of all users
@@ -579,7 +579,7 @@ def summarize(
         },
     }
 
-
+# %% ../nbs/01_prep.ipynb #1bcde8b9
 def held_out(
     con: duckdb.DuckDBPyConnection,  # any
     opinions: int,  # of all users
@@ -588,7 +588,7 @@ def held_out(
     "How many opinions a split by time holds out."
     return int(con.execute(f'SELECT {_HELD.format(n=opinions, val_ratio=val_ratio)}').fetchall()[0][0])
 
-
+# %% ../nbs/01_prep.ipynb #e55cc00d
 def prepare(
     con: duckdb.DuckDBPyConnection,  # a workspace with the sources, read by `read_source`
     videos: pa.Table,  # the videos master, as `database.load_videos` gives it
@@ -676,7 +676,7 @@ def save_prep(
     write_parts(folder / USERS, users, USER_FEATURES)
     write_json(folder / SUMMARY, summary)
 
-# %% ../nbs/01_prep.ipynb #3f3d7153
+# %% ../nbs/01_prep.ipynb #4d7a0ea1
 def take_decisions(
     con: duckdb.DuckDBPyConnection,  # a workspace
     decisions: pa.Table,  # user_id, video_id, decision_type, created_at, as `database.load_decisions` gives them
@@ -710,7 +710,7 @@ def keep_inputs(
         with open_input(path) as source, open(folder / 'inputs' / Path(path).name, 'wb') as copy:
             shutil.copyfileobj(source, copy, 1 << 24)
 
-
+# %% ../nbs/01_prep.ipynb #9cb2eb8a
 def prepare_files(
     folder: Path,  # such as `outputs/runs/<run-id>/prep`; must not exist yet
     videos: pa.Table,  # the videos master, as `database.load_videos` gives it
