@@ -147,11 +147,14 @@ def disk_advice(
     }
     return f'{error}: {steps[error.errno]}' if error.errno in steps else str(error)
 
-# %% ../nbs/00_core.ipynb #4bfbdc1e
+# %% ../nbs/00_core.ipynb #3ee4fb9d
 def sha256(
-    path: Path | str,  # file to read
+    path: Path | str,  # file to read, or a folder of files
 ) -> str:  # 64 hexadecimal digits
-    "The SHA-256 of a file, read in blocks."
+    "The SHA-256 of a file, read in blocks; of a folder, that of the list of its files."
+    if Path(path).is_dir():
+        lines = [f'{sha256(file)}  {file.name}\n' for file in sorted(Path(path).iterdir())]
+        return hashlib.sha256(''.join(lines).encode()).hexdigest()
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
@@ -224,7 +227,7 @@ def embeddings_table(
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
     return pa.table([ids, pa.FixedSizeListArray.from_arrays(flat, DIMENSION)], schema=embeddings_schema(key))
 
-# %% ../nbs/00_core.ipynb #ba3dac81
+# %% ../nbs/00_core.ipynb #cec164b5
 def conform(
     table: pa.Table,  # any column order, castable types
     schema: pa.Schema,  # what it must be
@@ -250,14 +253,15 @@ def write_table(
 
 
 def read_table(
-    path: Path | str,  # Parquet file to read
+    path: Path | str,  # Parquet file to read, or a folder of them, which are read in the order of their names
     schema: pa.Schema,  # what it must be
 ) -> pa.Table:  # exactly the columns of `schema`
-    "Read a Parquet file and check it."
-    if not Path(path).is_file():
+    "Read Parquet and check it."
+    parts = sorted(Path(path).glob('*.parquet')) if Path(path).is_dir() else [Path(path)]
+    if not parts or not parts[0].is_file():
         raise InputError(f'{path} does not exist: has the stage that writes it run?')
     try:
-        return conform(pq.read_table(path), schema, str(path))
+        return pa.concat_tables([conform(pq.read_table(part), schema, str(part)) for part in parts])
     except pa.ArrowInvalid as error:
         raise InputError(f'{path} is not a Parquet file: {error}; start a new run') from error
 
@@ -274,7 +278,7 @@ def as_uuid(
     except ValueError:
         return str(uuid.uuid5(_NAMESPACE, identifier))
 
-# %% ../nbs/00_core.ipynb #c63ec967
+# %% ../nbs/00_core.ipynb #28642887
 PACKAGE = Path(twotower.__file__).parent
 
 
@@ -328,7 +332,7 @@ def installation(
     root = project_root()
     return Installation(**{k: root / v if fields[k].type is Path else v for k, v in found.items()})
 
-# %% ../nbs/00_core.ipynb #f0e6ad8b
+# %% ../nbs/00_core.ipynb #67024fb6
 def _names(*names: str, description: str, needed: str = ''):
     "A field by its spellings, the first one wins; `needed`: what can't do without it."
     return Field(
@@ -381,6 +385,9 @@ class Environment(BaseSettings):
     ca_cert: SecretStr | None = _names(
         'SUPABASE_CA_CERT',
         description='the content of that file, in Base64 or as it is, where there is no file: on a runner',
+    )
+    ray_address: str | None = _names(
+        'RAY_ADDRESS', description='Ray cluster for engine: ray; without it one is started on this machine'
     )
     fanza_api_id: SecretStr | None = _names(
         'FANZA_API_ID', description='application id for the item API', needed='taking videos in'

@@ -6,8 +6,8 @@
 __all__ = ['BY_USER', 'Judged', 'read_embeddings', 'load_judged', 'pair_scores', 'rank', 'rivals', 'by_history',
            'popularity_groups', 'by_popularity', 'score', 'forms_of', 'parity', 'reference', 'judge', 'past_verdicts']
 
-# %% ../nbs/03_eval.ipynb #c761e87b
-from collections.abc import Callable
+# %% ../nbs/03_eval.ipynb #17ccba29
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from scipy import sparse
 from scipy.special import expit
 
+from .cluster import LOCAL, Local, OnRay
 from twotower.core import (
     DISLIKE, EMBEDDING, INTERACTIONS, ITEM_FEATURES, KIND, LIKE, PSEUDO, USER, USER_FEATURES, VIDEO, GateError, InputError,
     atomic_file, embeddings_schema, read_table, sha256,
@@ -123,13 +124,41 @@ def pair_scores(
     found = [np.einsum('ij,ij->i', users[judged.rows[p]], items[judged.columns[p]]) for p in parts]
     return np.concatenate([np.zeros(0, np.float32), *found])
 
-# %% ../nbs/03_eval.ipynb #4a43866a
+# %% ../nbs/03_eval.ipynb #be533801
+def _listed(
+    part: tuple,  # of some users: embeddings (n, d); seen, held-out likes and likes in training (n, n_items)
+    items: np.ndarray,  # float32 (n_items, d)
+    popularity: np.ndarray,  # likes of each video in training, (n_items,)
+    listeners: int,  # users with likes in training
+    k: int,  # length of the lists
+    memory_mb: int,  # for the scores
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:  # lists; their metrics by user
+    "Rank the catalogue for some users, and measure the lists."
+    users, seen, liked, history = part
+    lists, _ = top_k(users, items, k, seen, memory_mb)
+    of_lists = ranking_metrics(lists, liked)
+    of_lists['novelty'] = novelty(lists, popularity, listeners)
+    of_lists['popularity_bias'] = popularity_bias(lists, popularity, history)
+    return lists, of_lists
+
+
+def _shards(users: np.ndarray, judged: Judged, who: np.ndarray, memory_mb: int, most: int) -> Iterator[tuple]:
+    "The users who have something to find, a few blocks of `top_k` at a time, so that the blocks are the same on any engine."
+    block = max(1, memory_mb * 2**20 // max(4 * len(judged.items), 1))
+    size = max(block, most // block * block)
+    for start in range(0, max(len(who), 1), size):
+        some = who[start : start + size]
+        yield users[some], judged.seen[some], judged.liked[some], judged.history[some]
+
+# %% ../nbs/03_eval.ipynb #ff4ebc4d
 def rank(
     users: np.ndarray,  # float32 (n_users, d)
     items: np.ndarray,  # float32 (n_items, d)
     judged: Judged,  # the opinions
     k: int,  # length of the lists
     memory_mb: int = 256,  # for the scores that are held at a time
+    engine: Local | OnRay = LOCAL,  # where the lists are made
+    most: int = 1 << 14,  # users of one part, unless a block of scores holds more
 ) -> tuple[
     dict[str, float | None], dict[str, np.ndarray], np.ndarray
 ]:  # metrics; by user, NaN where there is none; lists
@@ -138,18 +167,18 @@ def rank(
     finite = _finite(users, items)
     if not finite:
         users, items = np.zeros_like(users), np.zeros_like(items)
-    lists, _ = top_k(users[who], items, k, judged.seen[who], memory_mb)
-    of_lists = ranking_metrics(lists, judged.liked[who])
-    of_lists['novelty'] = novelty(lists, popularity, int((np.diff(judged.history.indptr) > 0).sum()))
-    of_lists['popularity_bias'] = popularity_bias(lists, popularity, judged.history[who])
+    listeners = int((np.diff(judged.history.indptr) > 0).sum())
+    parts = _shards(users, judged, who, memory_mb, most)
+    found = list(engine.each(_listed, parts, items, popularity, listeners, k, memory_mb))
+    lists = np.concatenate([part for part, _ in found])
     scores = pair_scores(users, items, judged)
     by_user = {
         'auc': auc_by_user(scores, judged.labels, judged.rows, n),
         'auc_within': auc_within(scores, judged.labels, judged.rows, n),
     }
-    for name, values in of_lists.items():
+    for name in found[0][1]:
         by_user[f'{name}@{k}'] = np.full(n, np.nan)
-        by_user[f'{name}@{k}'][who] = values
+        by_user[f'{name}@{k}'][who] = np.concatenate([part[name] for _, part in found])
     if not finite:
         by_user = {name: np.full(n, np.nan) for name in by_user}
     metrics = {name: _mean(values) for name, values in by_user.items()}
@@ -240,16 +269,17 @@ def _intervals(by_user: dict[str, np.ndarray], seed: int) -> dict[str, list[floa
     draws = bootstrap(np.stack(list(by_user.values()), 1), seed)
     return {name: [_number(x) for x in interval(draws[:, i])] for i, name in enumerate(by_user)}
 
-# %% ../nbs/03_eval.ipynb #02bde6b8
+# %% ../nbs/03_eval.ipynb #912be047
 def score(
     judged: Judged,  # what is judged
     calibration: dict,  # scale and bias, from model_meta.json
     k: int = 20,  # length of the lists
     seed: int = 0,  # of the intervals and of the random rival
     memory_mb: int = 256,  # for the scores that are held at a time
+    engine: Local | OnRay = LOCAL,  # where the lists are made
 ) -> tuple[dict, pa.Table]:  # all numbers, None where there is none; user_id and one column for each metric by user
     "All metrics of a model, beside two that need none."
-    metrics, by_user, lists = rank(judged.users, judged.items, judged, k, memory_mb)
+    metrics, by_user, lists = rank(judged.users, judged.items, judged, k, memory_mb, engine)
     who, n = np.flatnonzero(np.diff(judged.liked.indptr)), len(judged.users)
     cosine, labels = pair_scores(judged.users, judged.items, judged), judged.labels
     if not _finite(judged.users, judged.items):
@@ -259,7 +289,7 @@ def score(
     bins, error = reliability(probabilities, labels)
     share = _mean(labels)
     constant = None if share is None else _mean(log_losses(np.full(len(labels), share), labels))
-    others = {name: rank(u, v, judged, k, memory_mb)[:2] for name, (u, v) in rivals(judged, seed).items()}
+    others = {name: rank(u, v, judged, k, memory_mb, engine)[:2] for name, (u, v) in rivals(judged, seed).items()}
     scored = {
         'n_users': len(who),
         'n_items': len(judged.items),
@@ -279,7 +309,7 @@ def score(
     columns = {USER: judged.user_ids} | {name: pa.array(v, from_pandas=True) for name, v in by_user.items()}
     return scored, pa.table(columns)
 
-# %% ../nbs/03_eval.ipynb #90dc76e0
+# %% ../nbs/03_eval.ipynb #13d4d689
 def forms_of(
     model: Path,  # `model/` of a run
 ) -> dict[
@@ -294,13 +324,35 @@ def forms_of(
     }
 
 
+def _differences(part: tuple, model: str | Path, block: int = 8192) -> dict[str, dict]:
+    "For each form: how far some rows are from torch, in blocks."
+    side, rows, stored = part
+    encoding, forms, worst = read_json(Path(model) / META)['encoding'], forms_of(Path(model)), {}
+    matrix, _ = encode(encoding, side, rows)
+    for start in range(0, len(stored), block):
+        here = slice(start, start + block)
+        vectors = {form: function(side, matrix[here]) for form, function in forms.items()}
+        worst = _worst(worst, {f'{side} {f}': x for f, x in agreement(vectors | {'file': stored[here]}).items()})
+    return worst
+
+
+def _worst(one: dict[str, dict], other: dict[str, dict]) -> dict[str, dict]:
+    "The larger of each difference, and all rows that are not finite."
+    out = dict(one)
+    for form, found in other.items():
+        before = out.get(form, dict.fromkeys(found, 0))
+        out[form] = {x: before[x] + v if x == 'not_finite' else np.maximum(before[x], v) for x, v in found.items()}
+    return out
+
+# %% ../nbs/03_eval.ipynb #67404365
 def parity(
     prep: Path,  # `prep/` of a run
     model: Path,  # `model/` of a run
-    block: int = 8192,  # rows at a time
+    engine: Local | OnRay = LOCAL,  # where the rows are embedded
+    size: int = 1 << 16,  # rows of one part
 ) -> dict:  # max_cosine_distance, max_l2, max_norm_error, not_finite, mean_cosine(_users), and `forms`: the same by side and form; None: unknown
     "Compare torch, ONNX and the embeddings files on every row."
-    encoding, forms, worst, alike = read_json(model / META)['encoding'], forms_of(model), {}, {}
+    worst, alike, carried = {}, {}, engine.carry(model, (PT, META, ONNX, SPARSE_ONNX))
     for side, key, features, schema, name in [
         ('user', USER, USERS, USER_FEATURES, USER_EMBEDDINGS),
         ('item', VIDEO, ITEMS, ITEM_FEATURES, VIDEO_EMBEDDINGS),
@@ -309,15 +361,9 @@ def parity(
         ids, stored = read_embeddings(model / name, key)
         if not ids.equals(columns[key].combine_chunks()):
             raise InputError(f'{model / name} is not about the rows of {prep / features}: train again, in a new run')
-        matrix, _ = encode(encoding, side, columns)
-        for start in range(0, len(stored), block):
-            part = slice(start, start + block)
-            vectors = {form: function(side, matrix[part]) for form, function in forms.items()}
-            for form, found in agreement(vectors | {'file': stored[part]}).items():
-                before = worst.setdefault(f'{side} {form}', dict.fromkeys(found, 0))
-                before |= {
-                    x: before[x] + v if x == 'not_finite' else np.maximum(before[x], v) for x, v in found.items()
-                }
+        parts = ((side, columns.slice(i, size), stored[i : i + size]) for i in range(0, len(stored), size))
+        for found in engine.each(_differences, parts, carried):
+            worst = _worst(worst, found)
         alike[side] = mean_cosine(stored.sum(0, dtype=np.float64), len(stored))
     totals = {x: [found[x] for found in worst.values()] for x in ('max_cosine_distance', 'max_l2', 'max_norm_error')}
     return {
@@ -360,7 +406,7 @@ def _with_users(metrics: dict, path: Path) -> Reference:
         return Reference(metrics, None, f'{BY_USER} of run {metrics["run_id"]} is not the one of its verdict')
     return Reference(metrics, pq.read_table(path))
 
-# %% ../nbs/03_eval.ipynb #ea2bf907
+# %% ../nbs/03_eval.ipynb #912d9ed8
 def _notes(last: Reference | None, falls: list[dict], checks: list[dict], names: list[str]) -> list[str]:
     "What a person should know although nothing fails by it."
     remarks = [c['remark'] for c in checks if c['remark']]
@@ -378,12 +424,13 @@ def _notes(last: Reference | None, falls: list[dict], checks: list[dict], names:
 def judge(
     run: Run,  # with `prep/` and `model/`
     config: SimpleNamespace,  # the parameters of this notebook
+    engine: Local | OnRay = LOCAL,  # where users are ranked for and rows are embedded
 ) -> dict:  # the content of metrics.json
     "Judge a run, and leave its metrics by user in `eval/`."
     files = {name: sha256(run.model / name) for name in files_of(run.model)}
     last, calibration = reference(run), read_json(run.model / META)['calibration']
-    judged, same = load_judged(run.prep, run.model), parity(run.prep, run.model)
-    scored, by_user = score(judged, calibration, config.k, config.seed, config.memory_mb)
+    judged, same = load_judged(run.prep, run.model), parity(run.prep, run.model, engine)
+    scored, by_user = score(judged, calibration, config.k, config.seed, config.memory_mb, engine)
     names = [pattern.format(k=config.k) for pattern in FALLS]
     falls = compare(scored, by_user, last, names, config.seed) if last else []
     stable = last.metrics['run_id'] if last else None

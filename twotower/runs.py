@@ -7,7 +7,7 @@ __all__ = ['PT', 'ONNX', 'META', 'USER_EMBEDDINGS', 'VIDEO_EMBEDDINGS', 'FIRST_F
            'VAL', 'ITEMS', 'USERS', 'SUMMARY', 'Run', 'read_json', 'write_json', 'create_run', 'all_runs', 'find_run',
            'checked_parameters', 'machine_facts', 'record', 'files_of', 'blessed', 'point_stable']
 
-# %% ../nbs/08_runs.ipynb #33b671bc
+# %% ../nbs/08_runs.ipynb #294c509b
 import ast
 import importlib.metadata
 import json
@@ -22,6 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from .core import GateError, InputError, SettingError, atomic_file, installation, point, project_root, sha256
+from .inputs import input_sha256, is_url
 
 # %% ../nbs/08_runs.ipynb #0930742a
 PT, ONNX, META = 'two_tower_latest.pt', 'two_tower_latest.onnx', 'model_meta.json'
@@ -157,7 +158,7 @@ def checked_parameters(
         **{name: float(namespace[name]) if kind is float else namespace[name] for name, kind in declared.items()}
     )
 
-# %% ../nbs/08_runs.ipynb #671b0084
+# %% ../nbs/08_runs.ipynb #2fac8903
 _PACKAGES = ('twotower', 'torch', 'numpy', 'pyarrow', 'duckdb', 'onnx', 'onnxruntime', 'psycopg')
 
 
@@ -179,7 +180,7 @@ def record(
     stage: str,  # such as `01_prep`
     parameters: SimpleNamespace,  # what it ran with
     started: datetime,  # when it began, UTC
-    inputs: Iterable[Path] = (),  # files it read, to be hashed
+    inputs: Iterable[Path | str] = (),  # files and addresses it read, to be hashed
     **facts,  # JSON values worth keeping, such as row counts
 ) -> None:
     "Add one finished stage to run.json."
@@ -188,7 +189,7 @@ def record(
         'parameters': vars(parameters),
         'started_at': started.isoformat(),
         'seconds': round((datetime.now(UTC) - started).total_seconds(), 2),
-        'inputs': {str(path): sha256(path) for path in inputs},
+        'inputs': {str(path): (input_sha256 if is_url(path) else sha256)(path) for path in inputs},
         **facts,
         'machine': machine_facts(),
     }
