@@ -310,7 +310,7 @@ def installation(
     root = project_root()
     return Installation(**{k: root / v if fields[k].type is Path else v for k, v in found.items()})
 
-# %% ../nbs/00_core.ipynb #ed6bfff4
+# %% ../nbs/00_core.ipynb #95b41195
 def _names(*names: str, **kwargs):
     return Field(default=None, validation_alias=AliasChoices(*names), **kwargs)
 
@@ -334,6 +334,7 @@ class Environment(BaseSettings):
     pooler_port: int | None = _names('SUPABASE_POOLER_PORT', description='5432 session mode, 6543 transaction mode')
     ssl_mode: str | None = _names('PGSSLMODE', description='such as verify-full')
     ssl_root_cert: str | None = _names('PGSSLROOTCERT', description='file with the certificate authority')
+    ray_address: str | None = _names('RAY_ADDRESS', description='Ray cluster for engine: ray; none starts one here')
     fanza_api_id: SecretStr | None = _names('FANZA_API_ID', description='application id for the item API')
     fanza_api_affiliate_id: SecretStr | None = _names(
         'FANZA_API_AFFILIATE_ID', description='affiliate id for the item API, ends in -990 to -999'
