@@ -162,7 +162,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'twotower.embedded.stop': ('embedded.html#stop', 'twotower/embedded.py')},
             'twotower.engines': { 'twotower.engines._ray_loop': ('engines.html#_ray_loop', 'twotower/engines.py'),
                                   'twotower.engines.call': ('engines.html#call', 'twotower/engines.py'),
-                                  'twotower.engines.check_engine': ('engines.html#check_engine', 'twotower/engines.py'),
                                   'twotower.engines.launch': ('engines.html#launch', 'twotower/engines.py'),
                                   'twotower.engines.load_set': ('engines.html#load_set', 'twotower/engines.py'),
                                   'twotower.engines.part_of': ('engines.html#part_of', 'twotower/engines.py'),

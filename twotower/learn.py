@@ -280,7 +280,7 @@ def linear_model(
     sides = histories / histories.norm(dim=1).mean(), F.normalize(found, dim=1)
     return tuple(F.pad(x, (0, dimension - rank)) for x in sides)
 
-# %% ../nbs/19_learn.ipynb #92e829aa
+# %% ../nbs/19_learn.ipynb #ef4ab951
 def everybody(
     data: TrainingSet,  # some users, from the number `first` on
     team: Alone,  # who has the others
@@ -291,7 +291,9 @@ def everybody(
     said = data.kinds > 0
     counts = team.gather(torch.bincount(owners(data.users)[said], minlength=len(data.users)))
     columns, kinds, videos = (team.gather(x[said]) for x in (data.users.columns, data.kinds, data.videos))
-    users = Rows(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), columns, torch.ones(len(columns)))
+    users = Rows(
+        torch.cat([counts.new_zeros(1), counts.cumsum(0)]), columns, torch.ones(len(columns), device=columns.device)
+    )
     return replace(data, users=users, kinds=kinds, videos=videos, first=0)
 
 
@@ -323,7 +325,7 @@ def batches(
     "Every user once, in random order."
     return iter(torch.randperm(n, generator=generator, device=generator.device).split(size))
 
-# %% ../nbs/19_learn.ipynb #b1349e34
+# %% ../nbs/19_learn.ipynb #eb63d28e
 def checkpoint_name(
     data: TrainingSet,  # what is learned from
     config: SimpleNamespace,  # the parameters of this notebook
@@ -343,7 +345,7 @@ def checkpoint_name(
         data.own,
     ):
         digest.update(tensor.cpu().numpy().tobytes())
-    whole = team.gather(torch.tensor(list(digest.digest()), dtype=torch.uint8, device=data.kinds.device))
+    whole = team.gather(torch.tensor(list(digest.digest()), dtype=torch.uint8))
     digest = digest if team.size == 1 else hashlib.sha256(bytes(whole.tolist()))
     return f'{digest.hexdigest()[:16]}.pt'
 

@@ -6,7 +6,7 @@
 __all__ = ['ALLOWED', 'set_aside', 'Inner', 'inner_part', 'score', 'check_config', 'train', 'lay_out', 'work', 'train_together',
            'target_weights', 'Prepared', 'load_prepared', 'save_training', 'train_run']
 
-# %% ../nbs/02_train.ipynb #58c9b3e4
+# %% ../nbs/02_train.ipynb #528d1fac
 import os
 import shutil
 from dataclasses import dataclass, replace
@@ -23,11 +23,12 @@ import yaml
 from scipy import sparse
 from torch import Tensor
 
+from .cluster import check_engine
 from twotower.core import (
     DIMENSION, DISLIKE, INTERACTIONS, ITEM_FEATURES, KIND, LIKE, PSEUDO, STARS, USER, USER_FEATURES, VIDEO, InputError, SettingError, atomic_folder, embeddings_schema, embeddings_table, read_table,
     write_table,
 )  # fmt: skip
-from .engines import check_engine, launch, load_set, part_of, save_set
+from .engines import launch, load_set, part_of, save_set
 from .features import encode, fit_encoding
 from .learn import LIKED, TARGETS, TrainingSet, fit, softmax_loss, thin, training_set
 from .metrics import calibrate, ranking_metrics, top_k
@@ -142,7 +143,7 @@ def score(
         **_calibration(u, v, inner.relevant.tocoo(), config.seed),
     }  # fmt: skip
 
-# %% ../nbs/02_train.ipynb #6b5826f0
+# %% ../nbs/02_train.ipynb #23e8f0cc
 ALLOWED = {
     'loss': ('softmax', 'bce', 'mixed'), 'start': ('linear', 'random'), 'targets': TARGETS, 'optimizer': tuple(DESCENTS),
     'device': ('auto', 'cpu', 'cuda'), 'precision': ('float32', 'bfloat16'),
@@ -156,7 +157,9 @@ def check_config(
     for name, words in ALLOWED.items():
         if (word := getattr(config, name)) not in words:
             raise SettingError(f'{name} is {word!r}, must be one of {", ".join(words)}')
-    check_engine(config)
+    check_engine(config.engine)
+    if config.workers < 1:
+        raise SettingError(f'workers is {config.workers}, must be at least 1')
 
 
 def train(

@@ -122,7 +122,7 @@ def exchange(
     "Send rows to each worker and receive rows of each; with gradient."
     return _Exchange.apply(x, send, receive)
 
-# %% ../nbs/41_workers.ipynb #28f61ce3
+# %% ../nbs/41_workers.ipynb #ce797439
 class Workers(Alone):
     "One of several processes of a training that do as one."
 
@@ -161,6 +161,7 @@ class Workers(Alone):
     @torch.no_grad()
     def gather(self, x: Tensor) -> Tensor:
         "The rows of all workers, one worker after the other; without gradient."
+        x = x.to(self.device)
         sizes = self.sum(torch.eye(self.size, dtype=torch.int64, device=x.device)[self.rank] * len(x)).tolist()
         return exchange(x.repeat(self.size, *(1 for _ in x.shape[1:])), [len(x)] * self.size, sizes)
 
@@ -177,7 +178,7 @@ class Workers(Alone):
     def agree(self, value: object) -> object:
         "What the first worker says, a JSON value."
         said = json.dumps(value).encode() if self.rank == 0 else b''
-        return json.loads(bytes(self.gather(torch.tensor(list(said), dtype=torch.uint8, device=self.device)).tolist()))
+        return json.loads(bytes(self.gather(torch.tensor(list(said), dtype=torch.uint8)).tolist()))
 
     def reduce(self, weights: list[nn.Parameter]) -> None:
         "Make the gradient of weights that all workers have the sum of all their gradients."
