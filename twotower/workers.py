@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ALONE', 'Part', 'draw', 'dropout', 'Alone', 'exchange', 'Workers', 'joined']
 
-# %% ../nbs/41_workers.ipynb #79d33ab5
+# %% ../nbs/41_workers.ipynb #45a98656
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 # %% ../nbs/41_workers.ipynb #deeb8a93
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ class Workers(Alone):
         square = nn.utils.get_total_norm(spread).square() if spread else torch.zeros((), device=self.device)
         return (nn.utils.get_total_norm(common).square() + self.sum(square)).sqrt()
 
-# %% ../nbs/41_workers.ipynb #aef8a22c
+# %% ../nbs/41_workers.ipynb #0954e996
 @contextmanager
 def joined(
     device: str = 'auto',  # auto: a GPU if there is one; or cpu
@@ -205,7 +206,9 @@ def joined(
     if gpu and not started:
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     if not started:
-        dist.init_process_group('nccl' if gpu else 'gloo')
+        store, rank, size = next(rendezvous('env://'))
+        store = dist.PrefixStore(f'start {os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
+        dist.init_process_group('nccl' if gpu else 'gloo', store=store, rank=rank, world_size=size)
     try:
         yield Workers('cuda' if gpu else 'cpu') if dist.get_world_size() > 1 else ALONE
     finally:
