@@ -171,6 +171,7 @@ def test_a_killed_worker_is_started_again(tmp_path):
     _as_if_undisturbed(LONG, tmp_path, lambda: _below(os.getpid(), 'twotower.train:work')[-1].kill())
 
 
+@pytest.mark.ray
 @pytest.mark.fault(
     'a machine of the Ray cluster is lost while it trains',
     sees='Ray starts the workers on those that are left, and they go on from the last checkpoint',

@@ -75,7 +75,7 @@ def call(
 if __name__ == '__main__' and 'TORCHELASTIC_RUN_ID' in os.environ:  # torchrun ... -m twotower.engines WORK FOLDER
     call(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
 
-# %% ../nbs/43_engines.ipynb #aedcc251
+# %% ../nbs/43_engines.ipynb #abd33145
 def torchrun(
     work: str,  # module:function
     folder: Path,  # of the work
@@ -89,7 +89,7 @@ def torchrun(
         env={'OMP_NUM_THREADS': '1'} | os.environ,
     )  # fmt: skip
     if done.returncode:
-        raise TwotowerError(f'{workers} workers failed {RESTARTS + 1} times, at last with:\n{done.stderr[-4000:]}')
+        raise TwotowerError(f'{workers} workers failed {RESTARTS + 1} times, at last with:\n{done.stderr[-8000:]}')
 
 
 def _ray_loop(settings: dict) -> None:

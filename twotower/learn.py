@@ -280,7 +280,7 @@ def linear_model(
     sides = histories / histories.norm(dim=1).mean(), F.normalize(found, dim=1)
     return tuple(F.pad(x, (0, dimension - rank)) for x in sides)
 
-# %% ../nbs/19_learn.ipynb #ef4ab951
+# %% ../nbs/19_learn.ipynb #c7f6d407
 def everybody(
     data: TrainingSet,  # some users, from the number `first` on
     team: Alone,  # who has the others
