@@ -280,6 +280,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'twotower.learn.checkpoint_name': ('learn.html#checkpoint_name', 'twotower/learn.py'),
                                 'twotower.learn.everybody': ('learn.html#everybody', 'twotower/learn.py'),
                                 'twotower.learn.fit': ('learn.html#fit', 'twotower/learn.py'),
+                                'twotower.learn.forget': ('learn.html#forget', 'twotower/learn.py'),
                                 'twotower.learn.hide': ('learn.html#hide', 'twotower/learn.py'),
                                 'twotower.learn.linear_model': ('learn.html#linear_model', 'twotower/learn.py'),
                                 'twotower.learn.load_checkpoint': ('learn.html#load_checkpoint', 'twotower/learn.py'),

@@ -75,7 +75,7 @@ def call(
 if __name__ == '__main__' and 'TORCHELASTIC_RUN_ID' in os.environ:  # torchrun ... -m twotower.engines WORK FOLDER
     call(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
 
-# %% ../nbs/43_engines.ipynb #abd33145
+# %% ../nbs/43_engines.ipynb #fedd9311
 def torchrun(
     work: str,  # module:function
     folder: Path,  # of the work
@@ -91,7 +91,7 @@ def torchrun(
     if done.returncode:
         raise TwotowerError(f'{workers} workers failed {RESTARTS + 1} times, at last with:\n{done.stderr[-8000:]}')
 
-
+# %% ../nbs/43_engines.ipynb #a7df3e73
 def _ray_loop(settings: dict) -> None:
     import ray.train.torch  # an optional dependency
 
@@ -123,7 +123,7 @@ def ray_train(
         except train.TrainingFailedError as error:
             raise TwotowerError(f'{workers} workers failed {RESTARTS + 1} times, at last with:\n{error}') from error
 
-
+# %% ../nbs/43_engines.ipynb #75b6a413
 def launch(
     work: str,  # module:function
     folder: Path,  # of the work, which all machines see

@@ -6,7 +6,7 @@
 __all__ = ['LIKED', 'DISLIKED', 'NEUTRAL_SEEN', 'OWN_ID', 'POPULARITY', 'Pairs', 'TARGETS', 'OTHER', 'TrainingSet',
            'training_set', 'thin', 'softmax_loss', 'binary_loss', 'hide', 'candidates', 'batch_loss', 'linear_model',
            'everybody', 'start_linear', 'batches', 'checkpoint_name', 'save_checkpoint', 'load_checkpoint',
-           'own_checkpoint', 'own_epochs', 'newest_checkpoint', 'fit']
+           'own_checkpoint', 'own_epochs', 'forget', 'newest_checkpoint', 'fit']
 
 # %% ../nbs/19_learn.ipynb #47fd4844
 import hashlib
@@ -376,7 +376,7 @@ def load_checkpoint(
     (torch.cuda if generator.device.type == 'cuda' else torch).set_rng_state(states['dropout'])
     return states['history']
 
-# %% ../nbs/19_learn.ipynb #55c5b30e
+# %% ../nbs/19_learn.ipynb #df28fac7
 def own_checkpoint(
     path: Path,  # of the checkpoint of all
     team: Alone,  # who trains
@@ -395,6 +395,15 @@ def own_epochs(
     return sorted(int(name.name.split('.')[1]) for name in names)
 
 
+def forget(
+    path: Path,  # of the checkpoint of all
+    team: Alone,  # who trains
+) -> None:
+    "Remove what this worker has written but for its two newest."
+    for old in own_epochs(path, team)[:-2]:
+        own_checkpoint(path, team, old).unlink()
+
+
 def newest_checkpoint(
     path: Path,  # of the checkpoint of all
     team: Alone,  # who trains
@@ -406,7 +415,7 @@ def newest_checkpoint(
     epochs = epochs[counts == team.size].tolist()
     return own_checkpoint(path, team, epochs[-1]) if epochs else None
 
-# %% ../nbs/19_learn.ipynb #f84b7b74
+# %% ../nbs/19_learn.ipynb #48259d4c
 def fit(
     data: TrainingSet,  # what to learn from
     config: SimpleNamespace,  # the parameters of this notebook
@@ -453,7 +462,6 @@ def fit(
             break
         if path and team.agree(time.monotonic() - saved >= every):
             save_checkpoint(own_checkpoint(path, team, epoch), parts, generator, history)
-            for old in own_epochs(path, team)[:-2]:
-                own_checkpoint(path, team, old).unlink()
+            forget(path, team)
             saved = time.monotonic()
     return assembled(descent.averaged(), team).eval(), history

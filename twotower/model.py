@@ -109,7 +109,7 @@ def bag(
     "The product of sparse rows and a table."
     return _Bag.apply(table, rows, sparse_gradient)
 
-# %% ../nbs/12_model.ipynb #e0cc482d
+# %% ../nbs/12_model.ipynb #04db2aad
 class Table(nn.EmbeddingBag):
     "Weights, one row for each feature."
 
@@ -133,7 +133,7 @@ class Table(nn.EmbeddingBag):
         "The product of sparse rows and the table."
         return bag(self.weight, rows, self.sparse_gradient)
 
-
+# %% ../nbs/12_model.ipynb #31eef924
 class Tower(nn.Module):
     "Sparse features to a point on the unit sphere."
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .model import Rows, Table, TwoTower, bag, owners
 from .workers import Alone, Workers, exchange
 
-# %% ../nbs/42_sharded.ipynb #ef222ea8
+# %% ../nbs/42_sharded.ipynb #15a9404f
 _AT_ONCE = 1 << 20  # random numbers drawn at a time
 
 
@@ -68,7 +68,7 @@ class Shard(nn.Module):
         starts, values = torch.cat([starts.new_zeros(1), starts]), entries[:, 2].contiguous().view(torch.float32)
         return Rows(starts, entries[:, 0].long(), values), sizes[:, 1].tolist()
 
-
+# %% ../nbs/42_sharded.ipynb #4d36c8eb
 def first_layer(
     team: Alone,  # who trains
 ) -> Callable[[int, int], nn.Module]:  # makes a table of so many rows of so many numbers
