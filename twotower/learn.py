@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['LIKED', 'DISLIKED', 'NEUTRAL_SEEN', 'OWN_ID', 'POPULARITY', 'Pairs', 'TARGETS', 'OTHER', 'TrainingSet',
            'training_set', 'thin', 'softmax_loss', 'binary_loss', 'hide', 'candidates', 'batch_loss', 'linear_model',
-           'start_linear', 'batches', 'checkpoint_name', 'save_checkpoint', 'load_checkpoint', 'fit']
+           'everybody', 'start_linear', 'batches', 'checkpoint_name', 'save_checkpoint', 'load_checkpoint',
+           'own_checkpoint', 'own_epochs', 'forget', 'newest_checkpoint', 'fit']
 
-# %% ../nbs/19_learn.ipynb #c014d744
+# %% ../nbs/19_learn.ipynb #47fd4844
 import hashlib
 import json
 import math
@@ -24,13 +25,15 @@ import torch
 import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from .core import SettingError, TwotowerError, atomic_file
 from .model import Rows, TwoTower, owners, take, to_rows
 from .optimize import DESCENTS, autocast, pick_device
-from .progress import progress
+from .sharded import assembled, first_layer
+from .workers import ALONE, Alone, Part, draw, dropout
 
-# %% ../nbs/19_learn.ipynb #dad34411
+# %% ../nbs/19_learn.ipynb #37cf24b4
 LIKED, DISLIKED, NEUTRAL_SEEN = 1, 2, 3
 OWN_ID, POPULARITY = 1, 2
 _KINDS = {'liked': LIKED, 'disliked': DISLIKED, 'neutral': NEUTRAL_SEEN}
@@ -51,6 +54,7 @@ class TrainingSet:
     rated: Tensor  # item rows that somebody has an opinion of, sorted; int64
     pairs: Rows  # labelled videos of each user: columns are item rows, values 1 or 0
     widths: tuple[int, int]  # features of a user, of an item
+    first: int = 0  # number of the first user among those of all workers
 
     def to(self, device: torch.device | str) -> 'TrainingSet':
         "The same on a device."
@@ -110,7 +114,7 @@ def thin(
     counts = torch.bincount(place[keep], minlength=n)
     return Rows(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), rows.columns[keep], values[keep])
 
-# %% ../nbs/19_learn.ipynb #fd7e60e0
+# %% ../nbs/19_learn.ipynb #48dfb9f8
 Pairs = tuple[Tensor, Tensor]  # rows of users and rows of candidates, int64 (P,) each
 
 
@@ -124,6 +128,7 @@ def softmax_loss(
     known: Pairs | None = None,  # likes that are no negatives of each other; None: all are
     hard: Pairs | None = None,  # dislikes
     hard_weight: float = 1.0,  # how many negatives a dislike counts for, > 0
+    total: Tensor | None = None,  # weight of all targets, those of other workers too; None: of these
 ) -> Tensor:  # weighted mean cross entropy in nats, scalar
     "Cross entropy of each target against all candidates."
     logits = ((users / temperature) @ items.T).float() - log_q
@@ -134,7 +139,7 @@ def softmax_loss(
     else:
         negatives = logits.index_put(known, logits.new_tensor(-torch.inf)).logsumexp(1)
         log_p = -F.softplus(negatives[targets[0]] - logits[targets])
-    return -(log_p * weights).sum() / weights.sum().clamp(min=1e-9)
+    return -(log_p * weights).sum() / (weights.sum() if total is None else total).clamp(min=1e-9)
 
 
 def binary_loss(
@@ -143,12 +148,14 @@ def binary_loss(
     pairs: Pairs,  # who was asked about what, P pairs
     labels: Tensor,  # of the pairs, 1 or 0, (P,)
     temperature: float,  # divides the cosine, > 0
+    total: int | None = None,  # pairs of all workers; None: these
 ) -> Tensor:  # mean binary cross entropy in nats, scalar
     "Binary cross entropy of labelled pairs, the logit being (cosine - 1/2) / temperature."
     logits = ((users[pairs[0]] * items[pairs[1]]).sum(1) - 0.5) / temperature
-    return F.binary_cross_entropy_with_logits(logits, labels, reduction='sum') / max(len(labels), 1)
+    number = len(labels) if total is None else total
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction='sum') / max(number, 1)
 
-# %% ../nbs/19_learn.ipynb #27f4b29d
+# %% ../nbs/19_learn.ipynb #a9316d78
 TARGETS = 'all', 'hidden', 'one'
 
 
@@ -159,11 +166,13 @@ def hide(
     share: float,  # of each history to hide, 0 to 1; for `all` and `hidden`
     profile_share: float,  # of the users whose other features are hidden, 0 to 1
     generator: torch.Generator,  # of what is hidden
+    entries: Part | None = None,  # which entries of the whole batch these are; None: all
+    users: Part | None = None,  # which of its users these are; None: all
 ) -> tuple[Tensor, Tensor]:  # which entries stay visible, which are targets; bool (nnz,) each
     "What the towers may see of a batch, and what they are asked for."
-    said, chance = kinds > 0, torch.rand(len(kinds), generator=generator, device=kinds.device)
+    said, chance = kinds > 0, draw(len(kinds), generator, entries)
     place = owners(rows)
-    profile = (torch.rand(len(rows), generator=generator, device=kinds.device) >= profile_share)[place]
+    profile = (draw(len(rows), generator, users) >= profile_share)[place]
     if targets != 'one':
         visible = chance >= share
         return visible.where(said, profile), said & ~visible if targets == 'hidden' else said
@@ -172,41 +181,50 @@ def hide(
     chosen = said & (chance == highest[place])
     return (~chosen).where(said, profile), chosen
 
-# %% ../nbs/19_learn.ipynb #9f77ab7a
+# %% ../nbs/19_learn.ipynb #5bcee248
 def candidates(
     rated: Tensor,  # item rows to choose from, sorted, int64
     wanted: Tensor,  # item rows that must be among them, int64
     number: int,  # how many to draw beside them; 0: all
     generator: torch.Generator,  # of the draw
+    team: Alone = ALONE,  # who else wants some
 ) -> tuple[Tensor, Tensor | float]:  # item rows to score, sorted; log probability of each to be among them
     "Which items a batch is scored against."
     if not 0 < number < len(rated):
         return rated, 0.0
+    wanted = team.gather(wanted)
     drawn = rated[torch.randint(len(rated), (number,), generator=generator, device=rated.device)]
     rows, counts = torch.cat([wanted, drawn]).unique(return_counts=True)
     return rows, (counts / len(wanted) + number / len(rated)).clamp(max=1).log()
 
-# %% ../nbs/19_learn.ipynb #c445833b
+# %% ../nbs/19_learn.ipynb #cd6e3b98
 def batch_loss(
     model: TwoTower,  # in training mode
     data: TrainingSet,  # what to learn from
     which: Tensor,  # users of the batch, int64 (B,)
     config: SimpleNamespace,  # loss, bce_weight, temperature, targets, history_dropout, id_dropout, negatives, ...
     generator: torch.Generator,  # of what is hidden and drawn
+    team: Alone = ALONE,  # who trains
 ) -> Tensor:  # scalar
     "The loss of a batch of users."
+    which, part = team.users(which, data.first, len(data.users))
     rows, entries = take(data.users, which)
     kinds, videos = data.kinds[entries], data.videos[entries]
-    visible, asked = hide(rows, kinds, config.targets, config.history_dropout, config.profile_dropout, generator)
-    users = model.user(thin(rows, kinds, visible))
+    visible, asked = hide(
+        rows, kinds, config.targets, config.history_dropout, config.profile_dropout, generator,
+        team.entries(rows.starts.diff(), part), part,
+    )  # fmt: skip
+    users = model.user(thin(rows, kinds, visible), dropout(part))
     said, asked = (kinds > 0) & (videos >= 0), asked & (videos >= 0)
     pairs = take(data.pairs, which)[0] if config.loss == 'bce' else None
     wanted = videos[said] if config.loss != 'bce' else pairs.columns
-    chosen, log_q = candidates(data.rated, wanted, config.negatives, generator)
-    item_rows, item_entries = take(data.items, chosen)
-    known = torch.rand(len(chosen), generator=generator, device=chosen.device) >= config.id_dropout
+    chosen, log_q = candidates(data.rated, wanted, config.negatives, generator, team)
+    mine, part = team.slice(len(chosen))
+    item_rows, item_entries = take(data.items, chosen[mine])
+    known = draw(len(item_rows), generator, part) >= config.id_dropout
     shown = (data.own[item_entries] == 0) | known[owners(item_rows)]
-    items = model.item(replace(item_rows, values=item_rows.values * shown))
+    items = model.item(replace(item_rows, values=item_rows.values * shown), dropout(part))
+    items = team.join(items, len(chosen))
     place = owners(rows)
     loss = users.new_zeros(())
     if config.loss != 'bce':
@@ -215,20 +233,22 @@ def batch_loss(
         def pick(these: Tensor) -> Pairs:
             return place[these], found[these]
 
+        weights = data.weights[entries][asked]
         loss = softmax_loss(
-            users, items, pick(asked), data.weights[entries][asked], config.temperature, log_q,
+            users, items, pick(asked), weights, config.temperature, log_q,
             pick(said & (kinds == LIKED)) if config.mask_known else None,
-            pick(said & (kinds == DISLIKED)), config.hard_weight,
+            pick(said & (kinds == DISLIKED)), config.hard_weight, team.sum(weights.sum()),
         )  # fmt: skip
     if config.loss == 'mixed':
         told = asked & (kinds != NEUTRAL_SEEN)
         labels = (kinds[told] == LIKED).float()
-        binary = binary_loss(users, items, pick(told), labels, config.temperature)
+        binary = binary_loss(users, items, pick(told), labels, config.temperature, team.count(len(labels)))
         loss = loss * (1 - config.bce_weight) + config.bce_weight * binary
     if config.loss == 'bce':
         inside = torch.isin(pairs.columns, chosen)
         about = owners(pairs)[inside], torch.searchsorted(chosen, pairs.columns[inside])
-        loss = binary_loss(users, items, about, pairs.values[inside], config.temperature)
+        labels = pairs.values[inside]
+        loss = binary_loss(users, items, about, labels, config.temperature, team.count(len(labels)))
     return loss
 
 # %% ../nbs/19_learn.ipynb #b6448e8b
@@ -260,13 +280,31 @@ def linear_model(
     sides = histories / histories.norm(dim=1).mean(), F.normalize(found, dim=1)
     return tuple(F.pad(x, (0, dimension - rank)) for x in sides)
 
-# %% ../nbs/19_learn.ipynb #b64b14ca
+# %% ../nbs/19_learn.ipynb #c7f6d407
+def everybody(
+    data: TrainingSet,  # some users, from the number `first` on
+    team: Alone,  # who has the others
+) -> TrainingSet:  # all users, in their order; labels are left out
+    "Bring the histories of all users together."
+    if team.size == 1:
+        return data
+    said = data.kinds > 0
+    counts = team.gather(torch.bincount(owners(data.users)[said], minlength=len(data.users)))
+    columns, kinds, videos = (team.gather(x[said]) for x in (data.users.columns, data.kinds, data.videos))
+    users = Rows(
+        torch.cat([counts.new_zeros(1), counts.cumsum(0)]), columns, torch.ones(len(columns), device=columns.device)
+    )
+    return replace(data, users=users, kinds=kinds, videos=videos, first=0)
+
+
 @torch.no_grad()
 def start_linear(
     model: TwoTower,  # new; changed in place
     data: TrainingSet,  # what to learn from
+    team: Alone = ALONE,  # who trains
 ) -> None:
     "Let the towers begin as the linear model."
+    data = everybody(data, team)
     histories, found = linear_model(data, model.user.dimension)
     for tower in (model.user, model.item):
         if tower.second is not None:
@@ -274,11 +312,9 @@ def start_linear(
             tower.second.bias.zero_()
     said = (data.kinds > 0) & (data.videos >= 0)
     weights = torch.where(data.kinds[said] == LIKED, 1.0, OTHER)
-    model.user.first.weight[data.users.columns[said], model.user.hidden :] = (
-        histories[data.videos[said]] * weights[:, None]
-    )
+    model.user.first.put(data.users.columns[said], model.user.hidden, histories[data.videos[said]] * weights[:, None])
     own = data.own == OWN_ID
-    model.item.first.weight[data.items.columns[own], model.item.hidden :] = found[owners(data.items)[own]]
+    model.item.first.put(data.items.columns[own], model.item.hidden, found[owners(data.items)[own]])
 
 # %% ../nbs/19_learn.ipynb #2e01ba88
 def batches(
@@ -289,12 +325,13 @@ def batches(
     "Every user once, in random order."
     return iter(torch.randperm(n, generator=generator, device=generator.device).split(size))
 
-# %% ../nbs/19_learn.ipynb #a6e01846
+# %% ../nbs/19_learn.ipynb #eb63d28e
 def checkpoint_name(
     data: TrainingSet,  # what is learned from
     config: SimpleNamespace,  # the parameters of this notebook
     epochs: int,  # passes over the users
-) -> str:  # a file name that changes with data and settings
+    team: Alone = ALONE,  # who trains
+) -> str:  # a file name that changes with data, settings and the number of workers
     "What this training, and no other, calls its checkpoint."
     facts = [vars(config), pick_device(config.device).type, data.widths, epochs]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
@@ -307,7 +344,9 @@ def checkpoint_name(
         data.weights,
         data.own,
     ):
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.cpu().numpy().tobytes())
+    whole = team.gather(torch.tensor(list(digest.digest()), dtype=torch.uint8))
+    digest = digest if team.size == 1 else hashlib.sha256(bytes(whole.tolist()))
     return f'{digest.hexdigest()[:16]}.pt'
 
 
@@ -337,7 +376,46 @@ def load_checkpoint(
     (torch.cuda if generator.device.type == 'cuda' else torch).set_rng_state(states['dropout'])
     return states['history']
 
-# %% ../nbs/19_learn.ipynb #993627bd
+# %% ../nbs/19_learn.ipynb #df28fac7
+def own_checkpoint(
+    path: Path,  # of the checkpoint of all
+    team: Alone,  # who trains
+    epoch: int | str,  # after which it is written; '*': all
+) -> Path:  # the same where there is one process
+    "Where this worker writes its part."
+    return path if team.size == 1 else path.with_name(f'{path.stem}.{epoch}.{team.rank}-of-{team.size}.pt')
+
+
+def own_epochs(
+    path: Path,  # of the checkpoint of all
+    team: Alone,  # who trains
+) -> list[int]:  # sorted; [] where there is one process, which writes over its own
+    "After which epochs this worker has written its part."
+    names = path.parent.glob(own_checkpoint(path, team, '*').name) if team.size > 1 else []
+    return sorted(int(name.name.split('.')[1]) for name in names)
+
+
+def forget(
+    path: Path,  # of the checkpoint of all
+    team: Alone,  # who trains
+) -> None:
+    "Remove what this worker has written but for its two newest."
+    for old in own_epochs(path, team)[:-2]:
+        own_checkpoint(path, team, old).unlink()
+
+
+def newest_checkpoint(
+    path: Path,  # of the checkpoint of all
+    team: Alone,  # who trains
+) -> Path | None:  # of this worker; None: no checkpoint that all have
+    "The newest part of a checkpoint that is complete."
+    if team.size == 1:
+        return path if path.is_file() else None
+    epochs, counts = team.gather(torch.tensor(own_epochs(path, team), dtype=torch.int64)).unique(return_counts=True)
+    epochs = epochs[counts == team.size].tolist()
+    return own_checkpoint(path, team, epochs[-1]) if epochs else None
+
+# %% ../nbs/19_learn.ipynb #48259d4c
 def fit(
     data: TrainingSet,  # what to learn from
     config: SimpleNamespace,  # the parameters of this notebook
@@ -346,28 +424,30 @@ def fit(
     patience: int = 0,  # stop after so many epochs without a better `score['choice']`; 0: never
     checkpoints: Path | None = None,  # folder to go on from and to save to; None: no checkpoints
     every: float = 30.0,  # seconds between two checkpoints
-) -> tuple[TwoTower, list[dict]]:  # the model; one dict for each epoch
+    team: Alone = ALONE,  # who trains; each with its own users
+) -> tuple[TwoTower, list[dict]]:  # the model, whole in the first worker; one dict for each epoch
     "Train a model."
     if config.optimizer not in DESCENTS:
         raise SettingError(f'optimizer is {config.optimizer!r}, must be one of {", ".join(DESCENTS)}')
     autocast(config.precision, pick_device(config.device))
     torch.manual_seed(config.seed)
-    device, path = pick_device(config.device), checkpoints and checkpoints / checkpoint_name(data, config, epochs)
+    device = pick_device(config.device)
     generator, data = torch.Generator(device).manual_seed(config.seed), data.to(device)
-    model = TwoTower(*data.widths, config.hidden, config.dropout).to(device)
+    path = checkpoints and checkpoints / checkpoint_name(data, config, epochs, team)
+    model = TwoTower(*data.widths, config.hidden, config.dropout, first_layer(team)).to(device)
     if config.start == 'linear':
-        start_linear(model, data)
-    descent = DESCENTS[config.optimizer](model, config)
-    parts, history, n, saved = {'model': model, 'descent': descent}, [], len(data.users), time.monotonic()
-    if path and path.is_file():
-        history = load_checkpoint(path, parts, generator)
-    for epoch in progress(range(len(history) + 1, epochs + 1), 'epochs', epochs):
+        start_linear(model, data, team)
+    descent = DESCENTS[config.optimizer](model, config, team)
+    parts, history, n, saved = {'model': model, 'descent': descent}, [], team.count(len(data.users)), time.monotonic()
+    if path and (newest := newest_checkpoint(path, team)):
+        history = load_checkpoint(newest, parts, generator)
+    for epoch in tqdm(range(len(history) + 1, epochs + 1), desc='epochs', leave=False, disable=team.rank > 0):
         model.train()
         total = 0.0
         for number, which in enumerate(batches(n, config.batch_size, generator)):
             with autocast(config.precision, device):
-                loss = batch_loss(model, data, which, config, generator)
-            if not math.isfinite(value := loss.item()):
+                loss = batch_loss(model, data, which, config, generator, team)
+            if not math.isfinite(value := team.sum(loss).item()):
                 raise TwotowerError(
                     f'loss is {value} in epoch {epoch}, batch {number}: '
                     f'lower learning_rate, which is {config.learning_rate}'
@@ -376,11 +456,12 @@ def fit(
             descent.step()
             total += value * len(which)
         average = descent.averaged()
-        history.append({'epoch': epoch, 'train loss': total / n} | (score(average) if score else {}))
+        history.append({'epoch': epoch, 'train loss': total / n} | team.agree(score(average) if score else {}))
         best = max(history, key=lambda row: row.get('choice', row['epoch']))
         if patience and epoch - best['epoch'] >= patience:
             break
-        if path and time.monotonic() - saved >= every:
-            save_checkpoint(path, parts, generator, history)
+        if path and team.agree(time.monotonic() - saved >= every):
+            save_checkpoint(own_checkpoint(path, team, epoch), parts, generator, history)
+            forget(path, team)
             saved = time.monotonic()
-    return descent.averaged().eval(), history
+    return assembled(descent.averaged(), team).eval(), history

@@ -6,7 +6,7 @@
 __all__ = ['BETAS', 'EPSILON', 'DESCENTS', 'pick_device', 'autocast', 'shortening', 'Resumable', 'Descent', 'move_rows',
            'RowwiseDescent']
 
-# %% ../nbs/28_optimize.ipynb #f4394782
+# %% ../nbs/28_optimize.ipynb #034561b7
 import copy
 from contextlib import AbstractContextManager
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .core import SettingError
 from .model import TwoTower
+from .workers import ALONE, Alone
 
 # %% ../nbs/28_optimize.ipynb #76b87500
 def pick_device(
@@ -39,16 +40,16 @@ def autocast(
         raise SettingError(f'precision is {precision!r}, must be float32 or bfloat16')
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bfloat16')
 
-# %% ../nbs/28_optimize.ipynb #b269efde
+# %% ../nbs/28_optimize.ipynb #162e17e2
 BETAS, EPSILON = (0.9, 0.99), 1e-8
 
 
 def shortening(
-    gradients: list[Tensor],  # of all weights
-    longest: float,  # length of all together that is allowed, > 0
+    length: Tensor,  # of all gradients together, scalar
+    longest: float,  # length that is allowed, > 0
 ) -> Tensor:  # scalar, at most 1
     "What to multiply gradients with, so that together they are not too long."
-    return (longest / (nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1)
+    return (longest / (length + 1e-6)).clamp(max=1)
 
 # %% ../nbs/28_optimize.ipynb #2467698c
 class Resumable:
@@ -69,7 +70,7 @@ class Resumable:
             else:
                 setattr(self, name, state[name])
 
-# %% ../nbs/28_optimize.ipynb #628af759
+# %% ../nbs/28_optimize.ipynb #97f7fbda
 class Descent(Resumable):
     "Steps downhill for all weights, and their moving average."
 
@@ -79,9 +80,12 @@ class Descent(Resumable):
         self,
         model: TwoTower,  # on the device of the training
         config: SimpleNamespace,  # learning_rate, weight_decay, warmup, average, clip_norm
+        team: Alone = ALONE,  # who trains; of several each has a part of the first layers and all the rest
     ):
-        self.model, self.config, self.steps = model, config, 0
+        self.model, self.config, self.team, self.steps = model, config, team, 0
         self.average = copy.deepcopy(model).requires_grad_(False)
+        self.tables = [model.user.first.weight, model.item.first.weight]
+        self.common = [w for w in model.parameters() if all(w is not table for table in self.tables)]
         self.weights, self.averages = self.moved(model), self.moved(self.average)
         how = {'lr': config.learning_rate, 'weight_decay': config.weight_decay, 'betas': BETAS, 'eps': EPSILON}
         self.optimizer = torch.optim.AdamW(self.weights, fused=True, **how)
@@ -95,12 +99,14 @@ class Descent(Resumable):
 
     def shorter(self) -> Tensor:
         "What to multiply all gradients with, so that together they are not too long."
-        return shortening([w.grad for w in self.weights if w.grad is not None], self.config.clip_norm)
+        common, spread = ([w.grad for w in ws if w.grad is not None] for ws in (self.common, self.tables))
+        return shortening(self.team.norm(common, spread), self.config.clip_norm)
 
     @torch.no_grad()
     def step(self) -> None:
         "Move against the gradients, and forget them."
         self.steps += 1
+        self.team.reduce(self.common)
         self.move(self.shorter(), 1.0 if self.steps == 1 else 1 - self.config.average)
         self.optimizer.zero_grad()
         self.schedule.step()
@@ -143,7 +149,7 @@ def move_rows(
     average.index_copy_(0, which, average.index_select(0, which).lerp_(old, 1 - rested).lerp_(new, share))
     last.index_fill_(0, which, step)
 
-# %% ../nbs/28_optimize.ipynb #02ec5725
+# %% ../nbs/28_optimize.ipynb #0b3c06cf
 class RowwiseDescent(Descent):
     "Steps downhill that cost nothing for the rows of the first layers that no batch has touched."
 
@@ -153,12 +159,13 @@ class RowwiseDescent(Descent):
         self,
         model: TwoTower,  # on the device of the training
         config: SimpleNamespace,  # learning_rate, weight_decay, warmup, average, clip_norm
+        team: Alone = ALONE,  # who trains
     ):
-        super().__init__(model, config)
+        super().__init__(model, config, team)
         self.sides = [(getattr(model, side), getattr(self.average, side)) for side in ('user', 'item')]
         self.rows = nn.ParameterList()  # of each table, what `move_rows` keeps
         for tower, _ in self.sides:
-            tower.sparse_gradient, table = True, tower.first.weight
+            tower.first.sparse_gradient, table = True, tower.first.weight
             self.rows.append(nn.Parameter(torch.zeros(3, len(table), 1, device=table.device), requires_grad=False))
 
     def moved(self, model: TwoTower) -> list[nn.Parameter]:
@@ -174,8 +181,8 @@ class RowwiseDescent(Descent):
                 gradient = gradient.coalesce()
                 lengths = torch.linalg.vector_norm(gradient.values(), dim=1, keepdim=True)
             self.touched.append(None if gradient is None else (gradient, lengths))
-        parts = [w.grad for w in self.weights if w.grad is not None] + [t[1] for t in self.touched if t]
-        return shortening(parts, self.config.clip_norm)
+        common, spread = [w.grad for w in self.common if w.grad is not None], [t[1] for t in self.touched if t]
+        return shortening(self.team.norm(common, spread), self.config.clip_norm)
 
     def move(self, shorter: Tensor, share: float) -> None:
         "Move the weights against the shortened gradients, and the average by a share towards them."

@@ -1,0 +1,132 @@
+"""What it costs to share a training among processes: examples a second, and memory of each, with 1, 2, ... workers; see README.md.
+
+python bench/train_scale.py                            0.1 million opinions; 1 and 2 workers by torchrun, 1 and 2 by Ray Train
+python bench/train_scale.py --engines local --workers 1,2,4 --steps 5
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import tempfile
+import time
+from itertools import chain, count, islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.distributed as dist
+import wide
+from train import CONFIG
+
+from twotower import workers as operations
+from twotower.engines import launch, load_set, part_of, save_set
+from twotower.learn import batch_loss, batches
+from twotower.model import TwoTower
+from twotower.optimize import DESCENTS
+from twotower.sharded import first_layer
+from twotower.workers import joined
+
+
+def nbytes(state: object) -> int:
+    "Bytes of all tensors in it."
+    if isinstance(state, dict | list | tuple):
+        return sum(map(nbytes, state.values() if isinstance(state, dict) else state))
+    return state.nbytes if isinstance(state, torch.Tensor) else 0
+
+
+def count_sent(sent: list[int]) -> None:
+    "Note the bytes that this process sends to others in each operation."
+    exchange, reduce = dist.all_to_all_single, dist.all_reduce
+
+    def counted_exchange(out, x, receive, send):
+        own = send[dist.get_rank()] * x[:1].nbytes
+        sent.append(x.nbytes - own)
+        return exchange(out, x, receive, send)
+
+    def counted_reduce(x):
+        sent.append(2 * x.nbytes * (dist.get_world_size() - 1) // dist.get_world_size())  # of a ring
+        return reduce(x)
+
+    operations.dist.all_to_all_single, operations.dist.all_reduce = counted_exchange, counted_reduce
+
+
+def measure(folder: Path) -> None:
+    "Steps as `learn.fit` makes them, in one of several workers; each writes what it measured."
+    config, sent = SimpleNamespace(**json.loads((folder / 'settings.json').read_text())), []
+    torch.set_num_threads(1)
+    with joined('cpu') as team:
+        data, generator = load_set(folder / f'{team.rank}.pt'), torch.Generator().manual_seed(0)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        torch.manual_seed(0)
+        model = TwoTower(*data.widths, config.hidden, table=first_layer(team))
+        descent = DESCENTS[config.optimizer](model, config, team)
+        if team.size > 1:
+            count_sent(sent)
+        n, wall, cpu, moved, number = team.count(len(data.users)), [], [], [], 0
+        epochs = (batches(n, config.batch_size, generator) for _ in count())
+        for which in islice(chain.from_iterable(epochs), config.steps + 2):
+            started, busy, sent[:] = time.perf_counter(), time.process_time(), []
+            loss = batch_loss(model, data, which, config, generator, team)
+            team.sum(loss).item()
+            loss.backward()
+            descent.step()
+            wall.append(time.perf_counter() - started)
+            cpu.append(time.process_time() - busy)
+            moved.append(sum(sent))
+            mine = team.users(which, data.first, len(data.users))[0]
+            number += team.count(int((data.pairs.starts[mine + 1] - data.pairs.starts[mine]).sum()))
+        found = {
+            'examples a step': number / len(wall), 'wall s': statistics.median(wall[2:]), 'CPU s': statistics.median(cpu[2:]),
+            'MB sent': statistics.median(moved[2:]) / 1e6, 'MB of weights': nbytes([model.state_dict(), descent.state_dict()]) / 1e6,
+            'MB of data': sum(os.path.getsize(p) for p in [folder / f'{team.rank}.pt']) / 1e6,
+            'peak GB': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 'GB before': before / 2**20,
+        }  # fmt: skip
+        (folder / f'found.{team.rank}.json').write_text(json.dumps(found))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--millions', type=float, default=0.1)
+    parser.add_argument('--engines', default='local,ray')
+    parser.add_argument('--workers', default='1,2')
+    parser.add_argument('--optimizer', default='rowwise')
+    parser.add_argument('--steps', type=int, default=20)
+    parser.add_argument('--batch-size', type=int, default=256)
+    parser.add_argument('--negatives', type=int, default=4096)
+    parser.add_argument('--folder', type=Path, default=Path(tempfile.gettempdir()) / 'twotower-bench')
+    args = parser.parse_args()
+    args.folder.mkdir(exist_ok=True)
+    path = args.folder / f'wide_{args.millions:g}.pt'
+    if not path.exists():
+        wide.save(wide.make(int(args.millions * 1e6))[0], path)
+    data = wide.load(path)
+    print(f'{len(data.users)} users, {len(data.items)} videos, features {data.widths}')
+    settings = (
+        CONFIG | {k: getattr(args, k) for k in ('optimizer', 'steps', 'batch_size', 'negatives')} | {'device': 'cpu'}
+    )
+    os.environ['PYTHONPATH'] = f'{Path(__file__).resolve().parent}:{os.environ.get("PYTHONPATH", "")}'
+    for engine in args.engines.split(','):
+        for workers in map(int, args.workers.split(',')):
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name)
+                (folder / 'settings.json').write_text(json.dumps(settings))
+                for rank in range(workers):
+                    save_set(folder / f'{rank}.pt', part_of(data, rank, workers))
+                started = time.perf_counter()
+                launch('train_scale:measure', folder, SimpleNamespace(engine=engine, workers=workers, device='cpu'))
+                took = time.perf_counter() - started
+                found = [json.loads((folder / f'found.{rank}.json').read_text()) for rank in range(workers)]
+            worst = {key: max(f[key] for f in found) for key in found[0]}
+            shown = {'engine': engine, 'workers': workers, 'examples/s': worst['examples a step'] / worst['wall s']}
+            shown |= (
+                {'CPU s of all': sum(f['CPU s'] for f in found)} | worst | {'job s': took, 'load': os.getloadavg()[0]}
+            )
+            print(
+                ', '.join(f'{k} {v:,.4g}' if isinstance(v, float) else f'{k} {v}' for k, v in shown.items()), flush=True
+            )
+
+
+if __name__ == '__main__':
+    main()
