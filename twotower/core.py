@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['USER', 'VIDEO', 'LABEL', 'KIND', 'STARS', 'TIME', 'LIKE', 'DISLIKE', 'NEUTRAL', 'PSEUDO', 'EMBEDDING', 'DIMENSION',
            'INTERACTIONS', 'ITEM_FEATURES', 'USER_FEATURES', 'PACKAGE', 'TwotowerError', 'InputError', 'SettingError',
-           'OutsideError', 'GateError', 'beside', 'fsync', 'atomic_file', 'atomic_folder', 'sweep', 'point', 'sha256',
-           'embeddings_schema', 'embeddings_table', 'conform', 'write_table', 'read_table', 'as_uuid', 'project_root',
-           'project_file', 'Installation', 'installation', 'Environment', 'environment']
+           'OutsideError', 'GateError', 'beside', 'fsync', 'atomic_file', 'atomic_folder', 'sweep', 'point',
+           'disk_advice', 'sha256', 'embeddings_schema', 'embeddings_table', 'conform', 'write_table', 'read_table',
+           'as_uuid', 'project_root', 'project_file', 'Installation', 'installation', 'Environment', 'environment']
 
-# %% ../nbs/00_core.ipynb #d42f3f7a
+# %% ../nbs/00_core.ipynb #d8c58d2b
 import configparser
+import errno
 import hashlib
 import os
 import re
@@ -132,11 +133,28 @@ def point(
     os.replace(draft, link)
     fsync(link.parent)
 
-# %% ../nbs/00_core.ipynb #4bfbdc1e
+# %% ../nbs/00_core.ipynb #315270ca
+def disk_advice(
+    error: OSError,  # as the system raised it
+) -> str:  # what it said, and what to do
+    "An error of the disk with the next step."
+    steps = {
+        errno.ENOSPC: 'make room',
+        errno.EDQUOT: 'make room within the quota',
+        errno.EACCES: 'let this user read and write there',
+        errno.EPERM: 'let this user read and write there',
+        errno.EROFS: 'choose a place that can be written to',
+    }
+    return f'{error}: {steps[error.errno]}' if error.errno in steps else str(error)
+
+# %% ../nbs/00_core.ipynb #3ee4fb9d
 def sha256(
-    path: Path | str,  # file to read
+    path: Path | str,  # file to read, or a folder of files
 ) -> str:  # 64 hexadecimal digits
-    "The SHA-256 of a file, read in blocks."
+    "The SHA-256 of a file, read in blocks; of a folder, that of the list of its files."
+    if Path(path).is_dir():
+        lines = [f'{sha256(file)}  {file.name}\n' for file in sorted(Path(path).iterdir())]
+        return hashlib.sha256(''.join(lines).encode()).hexdigest()
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
@@ -209,7 +227,7 @@ def embeddings_table(
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
     return pa.table([ids, pa.FixedSizeListArray.from_arrays(flat, DIMENSION)], schema=embeddings_schema(key))
 
-# %% ../nbs/00_core.ipynb #dc92c462
+# %% ../nbs/00_core.ipynb #cec164b5
 def conform(
     table: pa.Table,  # any column order, castable types
     schema: pa.Schema,  # what it must be
@@ -235,16 +253,17 @@ def write_table(
 
 
 def read_table(
-    path: Path | str,  # Parquet file to read
+    path: Path | str,  # Parquet file to read, or a folder of them, which are read in the order of their names
     schema: pa.Schema,  # what it must be
 ) -> pa.Table:  # exactly the columns of `schema`
-    "Read a Parquet file and check it."
-    if not Path(path).is_file():
+    "Read Parquet and check it."
+    parts = sorted(Path(path).glob('*.parquet')) if Path(path).is_dir() else [Path(path)]
+    if not parts or not parts[0].is_file():
         raise InputError(f'{path} does not exist: has the stage that writes it run?')
     try:
-        return conform(pq.read_table(path), schema, str(path))
+        return pa.concat_tables([conform(pq.read_table(part), schema, str(part)) for part in parts])
     except pa.ArrowInvalid as error:
-        raise InputError(f'{path} is not a Parquet file: {error}') from error
+        raise InputError(f'{path} is not a Parquet file: {error}; start a new run') from error
 
 # %% ../nbs/00_core.ipynb #2a1e6ee5
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, 'https://twotower.example/ids')
@@ -259,7 +278,7 @@ def as_uuid(
     except ValueError:
         return str(uuid.uuid5(_NAMESPACE, identifier))
 
-# %% ../nbs/00_core.ipynb #2f05e384
+# %% ../nbs/00_core.ipynb #28642887
 PACKAGE = Path(twotower.__file__).parent
 
 
@@ -279,7 +298,10 @@ def project_file(
     for place in places:
         if place.exists():
             return place
-    raise SettingError(f'{name} is in none of ' + ', '.join(str(p.parent) for p in places))
+    where = ', '.join(str(p.parent) for p in places)
+    raise SettingError(
+        f'{name} is in none of {where}: correct its name, or set TWOTOWER_HOME to the folder of the project'
+    )
 
 
 @dataclass(frozen=True)
@@ -310,9 +332,12 @@ def installation(
     root = project_root()
     return Installation(**{k: root / v if fields[k].type is Path else v for k, v in found.items()})
 
-# %% ../nbs/00_core.ipynb #95b41195
-def _names(*names: str, **kwargs):
-    return Field(default=None, validation_alias=AliasChoices(*names), **kwargs)
+# %% ../nbs/00_core.ipynb #67024fb6
+def _names(*names: str, description: str, needed: str = ''):
+    "A field by its spellings, the first one wins; `needed`: what can't do without it."
+    return Field(
+        None, validation_alias=AliasChoices(*names), description=description, json_schema_extra={'needed': needed}
+    )
 
 
 class Environment(BaseSettings):
@@ -321,26 +346,66 @@ class Environment(BaseSettings):
     model_config = SettingsConfigDict(extra='ignore', env_ignore_empty=True)
 
     database_url: SecretStr | None = _names(
-        'REMOTE_DATABASE_URL', 'SUPABASE_DB_URL', 'PROD_DATABASE_URL', description='PostgreSQL connection string'
+        'REMOTE_DATABASE_URL',
+        'SUPABASE_DB_URL',
+        'PROD_DATABASE_URL',
+        description='PostgreSQL connection string; without it an embedded server is started',
+        needed='your own database',
     )
-    supabase_url: str | None = _names('SUPABASE_URL', 'NEXT_PUBLIC_SUPABASE_URL', description='project URL')
+    supabase_url: str | None = _names(
+        'SUPABASE_URL',
+        'NEXT_PUBLIC_SUPABASE_URL',
+        description='project URL; without it and the key the store is a local folder',
+        needed='Supabase Storage',
+    )
+    service_role_key: SecretStr | None = _names(
+        'SUPABASE_SERVICE_ROLE_KEY',
+        description='key that may write: `sb_secret_…` or the service_role JWT',
+        needed='Supabase Storage',
+    )
     anon_key: SecretStr | None = _names(
-        'SUPABASE_ANON_KEY', 'NEXT_PUBLIC_SUPABASE_ANON_KEY', description='key of an anonymous client'
+        'SUPABASE_ANON_KEY',
+        'NEXT_PUBLIC_SUPABASE_ANON_KEY',
+        description='key of an anonymous client, for programs beside this one',
     )
-    service_role_key: SecretStr | None = _names('SUPABASE_SERVICE_ROLE_KEY', description='key that may write')
-    project_ref: str | None = _names('SUPABASE_PROJECT_ID', 'SUPABASE_PROJECT_REF', description='for the pooler user')
-    region: str | None = _names('SUPABASE_REGION', description='for the pooler host')
-    pooler_host: str | None = _names('SUPABASE_POOLER_HOST', description='pooler host, instead of guessing it')
+    project_ref: str | None = _names(
+        'SUPABASE_PROJECT_ID', 'SUPABASE_PROJECT_REF', description='project reference, for the user behind the pooler'
+    )
+    region: str | None = _names(
+        'SUPABASE_REGION', description='such as aws-1-ap-northeast-1, for the host of the pooler'
+    )
+    pooler_host: str | None = _names('SUPABASE_POOLER_HOST', description='host of the pooler, instead of guessing it')
     pooler_port: int | None = _names('SUPABASE_POOLER_PORT', description='5432 session mode, 6543 transaction mode')
-    ssl_mode: str | None = _names('PGSSLMODE', description='such as verify-full')
-    ssl_root_cert: str | None = _names('PGSSLROOTCERT', description='file with the certificate authority')
-    ray_address: str | None = _names('RAY_ADDRESS', description='Ray cluster for engine: ray; none starts one here')
-    fanza_api_id: SecretStr | None = _names('FANZA_API_ID', description='application id for the item API')
-    fanza_api_affiliate_id: SecretStr | None = _names(
-        'FANZA_API_AFFILIATE_ID', description='affiliate id for the item API, ends in -990 to -999'
+    ssl_mode: str | None = _names(
+        'PGSSLMODE', description='such as verify-full, which is what a certificate asks for by itself'
     )
-    lookback_days: int | None = _names('SYNC_VIDEO_LOOKBACK_DAYS', description='days that the daily run looks back')
-    fanza_link_affiliate_id: str | None = _names('FANZA_LINK_AFFILIATE_ID', description='affiliate id in public links')
+    ssl_root_cert: str | None = _names(
+        'PGSSLROOTCERT', description='file with the certificate authority of the database'
+    )
+    ca_cert: SecretStr | None = _names(
+        'SUPABASE_CA_CERT',
+        description='the content of that file, in Base64 or as it is, where there is no file: on a runner',
+    )
+    ray_address: str | None = _names(
+        'RAY_ADDRESS', description='Ray cluster for engine: ray; without it one is started on this machine'
+    )
+    fanza_api_id: SecretStr | None = _names(
+        'FANZA_API_ID', description='application id for the item API', needed='taking videos in'
+    )
+    fanza_api_affiliate_id: SecretStr | None = _names(
+        'FANZA_API_AFFILIATE_ID',
+        description='affiliate id for the item API, ends in -990 to -999',
+        needed='taking videos in',
+    )
+    fanza_link_affiliate_id: str | None = _names(
+        'FANZA_LINK_AFFILIATE_ID', description='affiliate id in public links, for programs beside this one'
+    )
+    lookback_days: int | None = _names(
+        'SYNC_VIDEO_LOOKBACK_DAYS', description='days that the daily run looks back; else 3'
+    )
+    webhook_url: SecretStr | None = _names(
+        'SLACK_WEBHOOK_URL', description='where a workflow says how it ended, in the format of Slack'
+    )
 
 
 def environment() -> Environment:  # secrets are masked when shown

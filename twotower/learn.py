@@ -8,7 +8,7 @@ __all__ = ['LIKED', 'DISLIKED', 'NEUTRAL_SEEN', 'OWN_ID', 'POPULARITY', 'Pairs',
            'everybody', 'start_linear', 'batches', 'checkpoint_name', 'save_checkpoint', 'load_checkpoint',
            'own_checkpoint', 'own_epochs', 'forget', 'newest_checkpoint', 'fit']
 
-# %% ../nbs/19_learn.ipynb #47fd4844
+# %% ../nbs/19_learn.ipynb #b0959595
 import hashlib
 import json
 import math
@@ -25,11 +25,11 @@ import torch
 import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .core import SettingError, TwotowerError, atomic_file
 from .model import Rows, TwoTower, owners, take, to_rows
 from .optimize import DESCENTS, autocast, pick_device
+from .progress import progress
 from .sharded import assembled, first_layer
 from .workers import ALONE, Alone, Part, draw, dropout
 
@@ -415,7 +415,7 @@ def newest_checkpoint(
     epochs = epochs[counts == team.size].tolist()
     return own_checkpoint(path, team, epochs[-1]) if epochs else None
 
-# %% ../nbs/19_learn.ipynb #48259d4c
+# %% ../nbs/19_learn.ipynb #52c95057
 def fit(
     data: TrainingSet,  # what to learn from
     config: SimpleNamespace,  # the parameters of this notebook
@@ -441,7 +441,8 @@ def fit(
     parts, history, n, saved = {'model': model, 'descent': descent}, [], team.count(len(data.users)), time.monotonic()
     if path and (newest := newest_checkpoint(path, team)):
         history = load_checkpoint(newest, parts, generator)
-    for epoch in tqdm(range(len(history) + 1, epochs + 1), desc='epochs', leave=False, disable=team.rank > 0):
+    ahead = range(len(history) + 1, epochs + 1)
+    for epoch in ahead if team.rank else progress(ahead, 'epochs', epochs):
         model.train()
         total = 0.0
         for number, which in enumerate(batches(n, config.batch_size, generator)):
