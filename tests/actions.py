@@ -147,7 +147,9 @@ class Actions:
         for step in job['steps']:
             if wanted(step.get('if'), context):
                 done.ran.append(step.get('name') or step['uses'])
-                if not self.step(step, context, env, done, machine):
+                well = self.step(step, context, env, done, machine)
+                context['steps'].setdefault(step.get('id'), {})['outcome'] = 'success' if well else 'failure'
+                if not well:
                     done.result, context['status'] = 'failure', states(True)
         done.outputs = {key: filled(value, context) for key, value in job.get('outputs', {}).items()}
         summary = machine / 'summary'
