@@ -332,7 +332,7 @@ def test_every_secret_and_variable_is_a_setting(name):
 
 def test_a_setting_that_is_passed_is_passed_in_all_its_spellings():
     every = {**spellings(True), **spellings(False)}
-    unread = {'anon_key', 'fanza_link_affiliate_id'}  # of programs beside this one
+    unread = {'anon_key', 'fanza_link_affiliate_id', 'ray_address'}  # of programs beside this one, and of a cluster
     for name, also in (('train', set()), ('sync', {'fanza_api_id', 'fanza_api_affiliate_id', 'lookback_days'})):
         shop = {'fanza_api_id', 'fanza_api_affiliate_id', 'lookback_days'} - also
         for job in read_workflow(name)['jobs'].values():
