@@ -68,8 +68,15 @@ def states(failed: bool) -> dict[str, bool]:
     return {'always': True, 'success': not failed, 'failure': failed, 'cancelled': False}
 
 
+def _names(node: ast.stmt) -> list[str]:
+    "What an import or a function brings."
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return [alias.asname or alias.name for alias in node.names]
+    return [node.name] if isinstance(node, ast.FunctionDef) else []
+
+
 def without_tests(notebook: Path) -> str:
-    "A notebook without the cells that test it, but for the imports that others use: they run elsewhere, and take longer than a small run."
+    "A notebook without the cells that test it, but for the imports and functions that others use: they run elsewhere, and take longer than a small run."
     content = json.loads(notebook.read_text(encoding='utf-8'))
     cells = [cell | {'source': ''.join(cell['source'])} for cell in content['cells']]
     tests = [
@@ -77,8 +84,7 @@ def without_tests(notebook: Path) -> str:
     ]
     rest = '\n'.join(cell['source'] for cell in cells if cell not in tests)
     for cell in tests:
-        imports = [node for node in ast.parse(cell['source']).body if isinstance(node, ast.Import | ast.ImportFrom)]
-        used = [n for n in imports if any(re.search(rf'\b{a.asname or a.name}\b', rest) for a in n.names)]
+        used = [n for n in ast.parse(cell['source']).body if any(re.search(rf'\b{x}\b', rest) for x in _names(n))]
         cell['source'] = '\n'.join(map(ast.unparse, used))
     return json.dumps(content | {'cells': cells})
 

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['SUFFIXES', 'is_url', 'input_files', 'is_there', 'open_input', 'input_sha256', 'let_duckdb_read']
 
-# %% ../nbs/38_inputs.ipynb #5c0f1e47
+# %% ../nbs/38_inputs.ipynb #d6e52267
 import hashlib
 from glob import glob, has_magic
 from pathlib import Path
-from typing import IO
-
-import duckdb
-import fsspec
+from typing import IO, TYPE_CHECKING, Any
 
 from .core import InputError, project_root
 
-# %% ../nbs/38_inputs.ipynb #d6683755
+if TYPE_CHECKING:
+    import duckdb
+
+# %% ../nbs/38_inputs.ipynb #80366c8f
 SUFFIXES = ('.csv', '.parquet')
 
 
@@ -25,6 +25,13 @@ def is_url(
 ) -> bool:  # True: fsspec opens it
     "Does a name lead out of the local disk?"
     return '://' in str(name)
+
+
+def _located(address: str | Path) -> tuple[Any, str]:
+    "The file system of an address and the path in it; the library is loaded when the first address comes."
+    import fsspec
+
+    return fsspec.core.url_to_fs(str(address))
 
 
 def input_files(
@@ -38,7 +45,7 @@ def input_files(
         else:
             found = glob(str(place), recursive=True) if has_magic(str(name)) and not place.exists() else [str(place)]
     else:
-        system, path = fsspec.core.url_to_fs(str(name))
+        system, path = _located(name)
         inside = f'{path.rstrip("/")}/*' if system.isdir(path) else path
         found = [system.unstrip_protocol(path) for path in system.glob(inside)] if has_magic(inside) else [str(name)]
     files = sorted(path for path in found if len(found) == 1 or path.endswith(SUFFIXES))
@@ -46,14 +53,14 @@ def input_files(
         raise InputError(f'{name} holds no file that ends in {" or ".join(SUFFIXES)}')
     return files
 
-# %% ../nbs/38_inputs.ipynb #1a977309
+# %% ../nbs/38_inputs.ipynb #ea136f6b
 def is_there(
     path: str | Path,  # a file or an address
 ) -> bool:  # a folder is not
     "Can a file be read?"
     if not is_url(path):
         return Path(path).is_file()
-    system, inside = fsspec.core.url_to_fs(str(path))
+    system, inside = _located(path)
     return system.isfile(inside)
 
 
@@ -65,7 +72,7 @@ def open_input(
     options = {'encoding': 'utf-8-sig', 'errors': 'replace', 'newline': ''} if text else {}
     if not is_url(path):
         return open(path, 'r' if text else 'rb', **options)
-    system, inside = fsspec.core.url_to_fs(str(path))
+    system, inside = _located(path)
     return system.open(inside, 'r' if text else 'rb', **options)
 
 
@@ -81,12 +88,12 @@ def input_sha256(
 
 
 def let_duckdb_read(
-    con: duckdb.DuckDBPyConnection,  # any
+    con: 'duckdb.DuckDBPyConnection',  # any
     path: str | Path,  # a file or an address
 ) -> None:
     "Make an address readable in SQL."
     if is_url(path):
-        system, _ = fsspec.core.url_to_fs(str(path))
+        system, _ = _located(path)
         names = [system.protocol] if isinstance(system.protocol, str) else list(system.protocol)
         if 'file' not in names and not any(con.filesystem_is_registered(name) for name in names):
             con.register_filesystem(system)

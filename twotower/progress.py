@@ -5,15 +5,13 @@
 # %% auto #0
 __all__ = ['PROGRESS_FILE', 'is_watched', 'progress']
 
-# %% ../nbs/34_progress.ipynb #0ea52243
+# %% ../nbs/34_progress.ipynb #574ba731
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO, TypeVar
-
-from tqdm.auto import tqdm
 
 # %% ../nbs/34_progress.ipynb #5e827bcb
 def is_watched(
@@ -30,7 +28,7 @@ def is_watched(
     stream = sys.stderr if stream is None else stream
     return stream.isatty()
 
-# %% ../nbs/34_progress.ipynb #48f74c60
+# %% ../nbs/34_progress.ipynb #3ab78413
 PROGRESS_FILE = 'TWOTOWER_PROGRESS'  # the variable by which a stage learns where to tell
 _Step = TypeVar('_Step')
 
@@ -57,4 +55,6 @@ def progress(
     if path := os.environ.get(PROGRESS_FILE):
         yield from _told(steps, what, total, Path(path))
     else:
+        from tqdm.auto import tqdm
+
         yield from tqdm(steps, desc=what, total=total, leave=False, disable=not is_watched())

@@ -227,8 +227,14 @@ def headline(
     beside = f' (popularity {number(popular)})' if value is not None and popular is not None else ''
     return f'run {run.id}: ' + ', '.join(filter(None, parts)) + beside
 
-# %% ../nbs/35_runner.ipynb #79245d51
-runner_app = typer.Typer(no_args_is_help=True, help='What the workflows in .github/workflows/ call on a fresh machine.')
+# %% ../nbs/35_runner.ipynb #354f25e2
+runner_app = typer.Typer(
+    no_args_is_help=True,
+    help="""What the workflows in .github/workflows/ call on a fresh machine.
+
+    Example: `twotower runner summary newest`
+    """,
+)
 
 
 @runner_app.command('settings')
