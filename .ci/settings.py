@@ -14,6 +14,8 @@ HEAD = """# Variables and secrets
 Made by `make readme` from `twotower.core.Environment`. They come from the environment, or from a file `.env` beside `settings.ini`; on GitHub from the settings of the
 repository, under Secrets and variables, Actions. Where there are several names, the first one that is set is taken.
 Without any of them everything runs on an embedded PostgreSQL and a local folder.
+The values of the secrets, also of those that nobody here reads, are what `twotower run` and `twotower secrets` look for in all that was written.
+Beside them count `TWOTOWER_HOME` (the folder of the project, instead of the one one stands in) and what PostgreSQL's driver reads by itself, such as `PGPASSWORD`.
 
 | name | kind | required | what it is | read by |
 | --- | --- | --- | --- | --- |

@@ -82,10 +82,17 @@ def without_tests(notebook: Path) -> str:
     tests = [
         c for c in cells if c['cell_type'] == 'code' and not (c['source'].startswith('#|') or c['metadata'].get('tags'))
     ]
-    rest = '\n'.join(cell['source'] for cell in cells if cell not in tests)
-    for cell in tests:
-        used = [n for n in ast.parse(cell['source']).body if any(re.search(rf'\b{x}\b', rest) for x in _names(n))]
-        cell['source'] = '\n'.join(map(ast.unparse, used))
+
+    def used(cell: dict) -> list[ast.stmt]:
+        rest = '\n'.join(c['source'] for c in cells if c not in tests)
+        nodes = ast.parse(cell['source']).body
+        return [node for node in nodes if any(re.search(rf'\b{name}\b', rest) for name in _names(node))]
+
+    for cell in [*tests]:  # one that only defines what Run draws with is no test
+        if all(isinstance(n, ast.FunctionDef | ast.Assign) for n in ast.parse(cell['source']).body) and used(cell):
+            tests.remove(cell)
+    for cell, kept in [(cell, used(cell)) for cell in tests]:
+        cell['source'] = '\n'.join(map(ast.unparse, kept))
     return json.dumps(content | {'cells': cells})
 
 
@@ -153,7 +160,9 @@ class Actions:
         for step in job['steps']:
             if wanted(step.get('if'), context):
                 done.ran.append(step.get('name') or step['uses'])
-                if not self.step(step, context, env, done, machine):
+                well = self.step(step, context, env, done, machine)
+                context['steps'].setdefault(step.get('id'), {})['outcome'] = 'success' if well else 'failure'
+                if not well:
                     done.result, context['status'] = 'failure', states(True)
         done.outputs = {key: filled(value, context) for key, value in job.get('outputs', {}).items()}
         summary = machine / 'summary'

@@ -306,6 +306,31 @@ def test_what_is_wrong_is_said_before_anything_runs(project, twotower):
     refused('toy', says='03_eval.ipynb has 0 cells tagged `parameters`')
 
 
+def test_a_place_that_can_not_be_written_is_one_line(project, twotower):
+    (project / 'outputs').touch()  # a file, where a folder is needed
+    status, _, err = twotower('run', 'toy')
+    assert status == 1
+    assert err.startswith('error: [Errno ')
+    assert str(project / 'outputs') in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.fault(
+    'a secret is a word that stands in an older file of the run', sees='an error that names the file, which stays'
+)
+def test_a_false_alarm_costs_nothing_that_was_there_before(project, twotower, monkeypatch):
+    assert twotower('run', 'toy', '--run-id', 'r1', '--to', '01_prep')[0] == 0
+    run = project / 'outputs' / 'runs' / 'r1'
+    (run / 'model_meta.json').write_text('{"inputs": ["interactions"]}')
+    monkeypatch.setenv('PGPASSWORD', 'interactions')
+    status, _, err = twotower('run', 'toy', '--run-id', 'r1', '--from', '02_train')
+    assert status == 1
+    assert 'what was there before is not: model_meta.json' in err
+    assert (run / 'model_meta.json').exists()
+    monkeypatch.setenv('PGPASSWORD', 'z9-another')
+    assert twotower('run', 'toy', '--run-id', 'r1', '--from', '02_train')[0] == 0  # as the error says
+
+
 HEAVY = {'torch', 'papermill', 'matplotlib', 'pandas', 'duckdb', 'onnxruntime', 'scipy', 'IPython', 'psycopg', 'tqdm'}
 
 

@@ -21,6 +21,7 @@ import pytest
 import trustme
 from psycopg.conninfo import make_conninfo
 
+from twotower import embedded
 from twotower.connections import connect, describe, target
 from twotower.core import EMBEDDING, USER, VIDEO, OutsideError, as_uuid, embeddings_schema
 from twotower.database import (
@@ -305,3 +306,11 @@ def test_in_clear_does_not(tls, monkeypatch):
 def test_a_server_without_tls_is_not_trusted_with_the_password(pooler, tls, monkeypatch):
     said = refusal(secure(pooler), monkeypatch, PGSSLROOTCERT=tls[1] / 'ours.crt')
     assert 'TLS is asked for, and this server or port has none' in said
+
+
+def test_an_empty_mode_of_tls_is_none(server, tmp_path, monkeypatch):
+    monkeypatch.setenv('PGSSLMODE', '')  # libpq: invalid sslmode value: ""
+    folder = tmp_path / 'embedded'
+    with connect(embedded.start(folder, linger=1)) as conn:
+        assert conn.execute('SELECT 1').fetchall() == [(1,)]
+    embedded.stop(folder)

@@ -197,7 +197,7 @@ def test_a_runner_without_settings_stops_and_a_silent_chat_is_a_warning(tmp_path
     chat.close()
     assert jobs['train'].result == 'failure'
     assert 'not set: REMOTE_DATABASE_URL or' in jobs['train'].log
-    assert jobs['train'].ran[-2:] == ['summary', 'keep the reports']
+    assert jobs['train'].ran[-3:] == ['summary', 'look for secrets in all that is here', 'keep the reports']
     assert 'did not begin' in jobs['train'].summary
     assert chat.messages[0][1].endswith('did not begin\ntrain failure')
     assert jobs['trained'].result == 'success'
@@ -218,6 +218,25 @@ def test_the_certificate_is_for_its_owner_and_no_artifact(tmp_path):
     job = {'steps': steps, 'env': {name: f'${{{{ secrets.{name} }}}}' for name in secrets}}
     done = actions.job('one', job, {'github': {}, 'inputs': {}, 'secrets': secrets, 'vars': {}})
     assert done.log.splitlines()[-2:] == ['600', f'{tmp_path}/1-one/temp/ca.crt unset']
+
+
+@pytest.mark.fault(
+    'something of a workflow holds a secret that no stage has noticed', sees='the job fails, and nothing is uploaded'
+)
+def test_what_holds_a_secret_is_not_uploaded(tmp_path):
+    secrets = {'FANZA_API_ID': 'hunter2-hunter3'}
+    job = read_workflow('sync')['jobs']['sync']
+    scan, keep = [
+        s for s in job['steps'] if s.get('name') in ('look for secrets in all that is here', 'keep the reports')
+    ]
+    for text, result in (('hunter2', 'success'), ('hunter2-hunter3', 'failure')):
+        made = 'outputs/live/20260102/summary.json'
+        write = {'name': 'write', 'run': f'mkdir -p {Path(made).parent}; echo {text} > {made}; false'}
+        env = {'FANZA_API_ID': '${{ secrets.FANZA_API_ID }}'}
+        context = {'github': {'run_attempt': '1'}, 'inputs': {}, 'secrets': secrets, 'vars': {}}
+        done = Actions(tmp_path / result, secrets, {}).job('one', {'steps': [write, scan, keep], 'env': env}, context)
+        assert done.artifacts == ({'sync-reports-1': [made]} if result == 'success' else {})
+        assert ('the value of FANZA_API_ID' in done.log) is (result == 'failure')
 
 
 # what the files say
@@ -313,7 +332,7 @@ def test_every_secret_and_variable_is_a_setting(name):
 
 def test_a_setting_that_is_passed_is_passed_in_all_its_spellings():
     every = {**spellings(True), **spellings(False)}
-    unread = {'anon_key', 'fanza_link_affiliate_id'}  # of programs beside this one
+    unread = {'anon_key', 'fanza_link_affiliate_id', 'ray_address'}  # of programs beside this one, and of a cluster
     for name, also in (('train', set()), ('sync', {'fanza_api_id', 'fanza_api_affiliate_id', 'lookback_days'})):
         shop = {'fanza_api_id', 'fanza_api_affiliate_id', 'lookback_days'} - also
         for job in read_workflow(name)['jobs'].values():

@@ -27,6 +27,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'twotower.cli._Clock.end': ('cli.html#_clock.end', 'twotower/cli.py'),
                               'twotower.cli._Clock.line': ('cli.html#_clock.line', 'twotower/cli.py'),
                               'twotower.cli._Clock.tick': ('cli.html#_clock.tick', 'twotower/cli.py'),
+                              'twotower.cli._cleared': ('cli.html#_cleared', 'twotower/cli.py'),
                               'twotower.cli._complete': ('cli.html#_complete', 'twotower/cli.py'),
                               'twotower.cli._keep': ('cli.html#_keep', 'twotower/cli.py'),
                               'twotower.cli._kernel_manager': ('cli.html#_kernel_manager', 'twotower/cli.py'),

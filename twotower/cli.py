@@ -7,10 +7,11 @@ __all__ = ['KINDS', 'app', 'read_yaml', 'chain', 'declared', 'defaults', 'typed'
            'about', 'run_chain', 'run_command', 'summary', 'secrets_command', 'doctor_command', 'movielens',
            'migrate_command', 'videos', 'sweep_command', 'qual_command', 'main']
 
-# %% ../nbs/07_cli.ipynb #6d116327
+# %% ../nbs/07_cli.ipynb #8c9520d6
 import ast
 import contextlib
 import difflib
+import errno
 import json
 import logging
 import os
@@ -37,6 +38,7 @@ from twotower.core import (
     SettingError,
     TwotowerError,
     atomic_file,
+    disk_advice,
     installation,
     project_file,
     project_root,
@@ -242,7 +244,7 @@ def _complete(content: dict, error: BaseException | None, log: str) -> None:
             {'output_type': 'error', 'ename': name, 'evalue': text, 'traceback': lines}
         )
 
-# %% ../nbs/07_cli.ipynb #8d8decbf
+# %% ../nbs/07_cli.ipynb #918e8c3e
 def _withheld(stage: str, error: Exception) -> dict:
     "A notebook that says only why there is no other."
     name, text = type(error).__name__, str(error)
@@ -256,8 +258,24 @@ def _withheld(stage: str, error: Exception) -> dict:
         'nbformat_minor': 5,
     }
 
+# %% ../nbs/07_cli.ipynb #baa3e695
+def _cleared(run: Run, look: dict[bytes, str], since: float) -> tuple[list[tuple[Path, str]], set[Path]]:
+    "What holds a secret, and which of these files are older, and left; the others are removed, and run.json is masked."
+    from twotower.secrets import masked, search
 
-def _keep(content: dict, run: Run, target: Path, folder: Path) -> dict:
+    found = search(run.path, look)
+    paths = {path for path, _ in found}
+    older = {path for path in paths if path.lstat().st_ctime < since}
+    for path in paths - older:
+        if path == run.path / 'run.json':  # without it nobody could go on with the run
+            with atomic_file(path) as draft:
+                draft.write_text(masked(path.read_text(encoding='utf-8'), look), encoding='utf-8')
+        else:
+            path.unlink(missing_ok=True)
+    return found, older
+
+
+def _keep(content: dict, run: Run, target: Path, folder: Path, since: float) -> dict:
     "Write a notebook and its page, or why they and what else held a secret are not kept; what was written."
     from twotower.report import render
     from twotower.secrets import known_secrets, leak, needles, search
@@ -267,16 +285,14 @@ def _keep(content: dict, run: Run, target: Path, folder: Path) -> dict:
         write_json(draft, content)
         render(draft, draft.with_suffix('.html'))
         found = [(run.path / path.relative_to(folder), name) for path, name in search(draft.parent, look)]
-        written = search(run.path, look)
-        for path in {path for path, _ in written}:
-            path.unlink()
+        written, older = _cleared(run, look, since)
         if found or written:
-            content = _withheld(target.stem, leak({*found, *written}, run.path))
+            content = _withheld(target.stem, leak({*found, *written}, run.path, older))
     write_json(target, content)
     render(target, target.with_suffix('.html'))
     return content
 
-# %% ../nbs/07_cli.ipynb #621e7764
+# %% ../nbs/07_cli.ipynb #a6bd626f
 def execute(
     stage: Stage,  # what to run
     run: Run,  # where its report goes
@@ -290,7 +306,7 @@ def execute(
     logging.getLogger('papermill').setLevel(logging.CRITICAL)
     target = run.reports / f'{stage.name}.ipynb'
     with tempfile.TemporaryDirectory(prefix='twotower-') as name, ThreadPoolExecutor(1) as pool:
-        folder, started = Path(name), []
+        folder, started, since = Path(name), [], time.time()
         draft = folder / target.name
         future = pool.submit(
             papermill.execute_notebook,
@@ -307,7 +323,7 @@ def execute(
             content = read_json(draft if draft.exists() else stage.notebook)
             log = folder / 'kernel.log'
             _complete(content, future.exception(), log.read_text(errors='replace') if log.exists() else '')
-            content = _keep(content, run, target, folder)
+            content = _keep(content, run, target, folder, since)
     return failure(content)
 
 # %% ../nbs/07_cli.ipynb #c0971b7f
@@ -708,11 +724,16 @@ def qual_command(
 
     serve(run_a, run_b, port, browser)
 
-# %% ../nbs/07_cli.ipynb #8879ae11
+# %% ../nbs/07_cli.ipynb #7871a4bc
 def main() -> None:
     "The `twotower` command: an error that a person can mend is one line, and not a traceback."
     try:
         app(prog_name='twotower')
     except TwotowerError as error:
         typer.echo(f'error: {error}', err=True)
+        sys.exit(1)
+    except OSError as error:
+        if not error.filename and error.errno != errno.ENOSPC:  # nothing about a file
+            raise
+        typer.echo(f'error: {disk_advice(error)}', err=True)
         sys.exit(1)

@@ -6,7 +6,8 @@
 __all__ = ['Address', 'without_password', 'addresses', 'advice', 'Connection', 'connect', 'target', 'describe', 'transaction',
            'retried']
 
-# %% ../nbs/21_connections.ipynb #edec35a3
+# %% ../nbs/21_connections.ipynb #e760e9dc
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ def without_password(
         )
     return db_url or None
 
-# %% ../nbs/21_connections.ipynb #37c90b11
+# %% ../nbs/21_connections.ipynb #394995e6
 _DIRECT, _POOLER = re.compile(r'db\.([a-z0-9]+)\.supabase\.co'), '.pooler.supabase.com'
 _MODES = ('disable', 'allow', 'prefer', 'require', 'verify-ca', 'verify-full')  # the later the stricter
 
@@ -90,12 +91,15 @@ def _tls(env: Environment, found: dict) -> dict:
     for mode in asked:
         if mode not in _MODES:
             raise SettingError(f'PGSSLMODE or sslmode is {mode!r}: write one of {", ".join(_MODES)}')
+    unset = (
+        {'sslmode': 'prefer'} if os.environ.get('PGSSLMODE') == '' else {}
+    )  # the driver takes it for an unknown mode
     if host.startswith('/'):
-        return {}
+        return unset
     ca = found.get('sslrootcert') or env.ssl_root_cert
     if not asked and (ca or _is_supabase(host)):
         asked = ['verify-full' if ca else 'require']
-    mode = {'sslmode': 'verify-full' if ca == 'system' else max(asked, key=_MODES.index)} if asked else {}
+    mode = {'sslmode': 'verify-full' if ca == 'system' else max(asked, key=_MODES.index)} if asked else unset
     return mode | ({'sslrootcert': _ca_file(ca)} if ca else {})
 
 

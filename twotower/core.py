@@ -9,7 +9,7 @@ __all__ = ['USER', 'VIDEO', 'LABEL', 'KIND', 'STARS', 'TIME', 'LIKE', 'DISLIKE',
            'disk_advice', 'sha256', 'embeddings_schema', 'embeddings_table', 'conform', 'write_table', 'read_table',
            'as_uuid', 'project_root', 'project_file', 'Installation', 'installation', 'Environment', 'environment']
 
-# %% ../nbs/00_core.ipynb #d8c58d2b
+# %% ../nbs/00_core.ipynb #bf5e6a2b
 import configparser
 import errno
 import hashlib
@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import twotower
@@ -332,7 +332,7 @@ def installation(
     root = project_root()
     return Installation(**{k: root / v if fields[k].type is Path else v for k, v in found.items()})
 
-# %% ../nbs/00_core.ipynb #67024fb6
+# %% ../nbs/00_core.ipynb #3b361fbc
 def _names(*names: str, description: str, needed: str = ''):
     "A field by its spellings, the first one wins; `needed`: what can't do without it."
     return Field(
@@ -410,4 +410,9 @@ class Environment(BaseSettings):
 
 def environment() -> Environment:  # secrets are masked when shown
     "Read the environment, and `.env` for what the environment does not set."
-    return Environment(_env_file=project_root() / '.env')
+    file = project_root() / '.env'
+    try:
+        return Environment(_env_file=file)
+    except ValidationError as error:
+        wrong = '; '.join(f'{entry["loc"][0]}: {entry["msg"]}' for entry in error.errors())
+        raise SettingError(f'{wrong}: correct it in the environment or in {file}') from None

@@ -6,7 +6,7 @@
 __all__ = ['CHECKS', 'Finding', 'lines', 'check_python', 'check_packages', 'check_project', 'check_disk', 'check_database',
            'check_store', 'check_secrets', 'examine']
 
-# %% ../nbs/33_doctor.ipynb #2729c563
+# %% ../nbs/33_doctor.ipynb #6aa6625d
 import importlib.metadata
 import os
 import platform
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
@@ -201,7 +202,7 @@ def check_secrets() -> Iterator[Finding]:
         said = f'{", ".join(weak)}: so short or common that reports are searched only where they name it'
         yield Finding('secrets', 'note', said, 'choose a longer password wherever anybody else can reach the server')
 
-# %% ../nbs/33_doctor.ipynb #22873f8a
+# %% ../nbs/33_doctor.ipynb #69af3b83
 CHECKS = (check_python, check_packages, check_project, check_disk, check_database, check_store, check_secrets)
 
 
@@ -215,7 +216,7 @@ def examine(
         try:
             for f in check():
                 yield Finding(f.about, f.state, masked(f.said, look), masked(f.todo, look))
-        except (TwotowerError, OSError) as error:
+        except (TwotowerError, OSError, psycopg.Error) as error:
             yield Finding(about, 'missing', masked(' '.join(str(error).split()), look))
         except ImportError as error:
             yield Finding(about, 'missing', masked(str(error), look), 'pip install the packages that are missing')

@@ -68,7 +68,7 @@ def _server_run(program: str, *arguments: str | Path) -> tuple[int, str]:
         said.seek(0)
         return done.returncode, said.read().decode(errors='replace').strip()
 
-# %% ../nbs/18_embedded.ipynb #5fee246a
+# %% ../nbs/18_embedded.ipynb #e4ae2d5c
 def _socket_folder(data: Path) -> Path:
     "A short name of `data` without a comma, which libpq would take for a list."
     if len(os.fsencode(data)) <= 80 and ',' not in str(data):
@@ -86,7 +86,9 @@ def _socket_folder(data: Path) -> Path:
 
 def _dsn(folder: Path) -> str:
     host = str(_socket_folder(folder / 'data'))
-    return make_conninfo(host=host, port=5432, user='postgres', dbname='postgres', connect_timeout=5)
+    # sslmode: on a socket there is no TLS, and the driver would refuse a PGSSLMODE that is empty
+    options = {'connect_timeout': 5, 'sslmode': 'disable'}
+    return make_conninfo(host=host, port=5432, user='postgres', dbname='postgres', **options)
 
 # %% ../nbs/18_embedded.ipynb #485fc065
 def _keep(folder, lock, linger):
@@ -135,7 +137,7 @@ def _start_keeper(folder: Path, lock: int, linger: float) -> None:
         pass_fds=[lock],
     )
 
-# %% ../nbs/18_embedded.ipynb #0cd7594e
+# %% ../nbs/18_embedded.ipynb #708fc6ef
 def _create(folder: Path) -> None:
     for left in folder.glob('.data.*.tmp'):
         shutil.rmtree(left)
@@ -188,7 +190,7 @@ def _boot(folder: Path) -> bool:
     _disown_pid(data)
     return _server_run('pg_ctl', 'start', '--wait', '-D', data, '-l', data / 'log')[0] == 0
 
-# %% ../nbs/18_embedded.ipynb #712cdcb8
+# %% ../nbs/18_embedded.ipynb #b2939e67
 _users: dict[Path, int] = {}  # the lock that this process holds, per folder
 
 

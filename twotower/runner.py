@@ -268,7 +268,7 @@ def input_command(
         f'{path} is now {send_input(store, wanted)} in {store}' if upload else f'{path}: {bring_input(store, wanted)}'
     )
 
-# %% ../nbs/35_runner.ipynb #5a4e3748
+# %% ../nbs/35_runner.ipynb #8dc726c1
 @runner_app.command('baseline')
 def baseline_command() -> None:
     """Bring the model in use, so that 03_eval compares with it.
@@ -303,10 +303,12 @@ def summary_command(
     Example: `twotower runner summary --outputs "$GITHUB_OUTPUT" >> "$GITHUB_STEP_SUMMARY"`
     """
     try:
-        line, text = headline(run := find_run(run_id)), summary_markdown(run)
+        run = find_run(run_id)
     except InputError:
         line = f'run {run_id} did not begin'
         text = f'## {escaped(line)}\n'
+    else:
+        line, text = headline(run), summary_markdown(run)
     typer.echo(text)
     if outputs:
         with outputs.open('a', encoding='utf-8') as file:

@@ -23,7 +23,7 @@ from pydantic import AliasChoices, SecretStr
 
 from .core import Environment, OutsideError, TwotowerError, disk_advice, project_root
 
-# %% ../nbs/32_secrets.ipynb #02cad962
+# %% ../nbs/32_secrets.ipynb #ec76b78e
 class LeakError(TwotowerError):
     "A secret stands in a file that others will read: names the file and the variable, never the value."
 
@@ -159,16 +159,20 @@ def search(
                 raise OutsideError(f'{path} can not be searched for secrets: {disk_advice(error)}') from error
     return sorted(found)
 
-# %% ../nbs/32_secrets.ipynb #4f4b8cea
+# %% ../nbs/32_secrets.ipynb #689eceec
 def leak(
     found: Iterable[tuple[Path, str]],  # from `search`
     folder: Path,  # what the files are named from
+    left: Iterable[Path] | None = None,  # those that are as they were, the others are removed; None: nothing is removed
 ) -> LeakError:  # to be raised
     "What was found, and what to do."
     places = ', '.join(f'{os.path.relpath(path, folder)} (the value of {name})' for path, name in sorted(found))
+    done = '' if left is None else '; what this stage wrote of it is removed'
+    if left:
+        done += f', what was there before is not: {", ".join(os.path.relpath(path, folder) for path in sorted(left))}'
     return LeakError(
         f'a secret stands in {places}: give the variable a new value, since this one may have been read, '
-        'find what printed it, and run again'
+        f'or is a word that stands there anyway; find what printed it, and run again{done}'
     )
 
 
