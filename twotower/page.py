@@ -311,14 +311,21 @@ def show_user(
     desk.stars = stars
     show_map(desk)
 
-# %% ../nbs/29_page.ipynb #567c68dc
+# %% ../nbs/29_page.ipynb #6f4c3de1
 def find_users(
     desk: Desk,  # with open runs
 ) -> None:
     "Offer the users that match the search, and show the first."
     part = desk['user_part'].strip()
     if _is_live(desk):
-        found = find_live(_connected(desk), part, _MATCHES)
+        try:
+            found = find_live(_connected(desk), part, _MATCHES)
+        except TwotowerError:  # the lists would be those of somebody else
+            desk.offer('user', [])
+            desk.put('lists')
+            desk.stars = {}
+            show_map(desk)
+            raise
     else:
         ids = desk.pages['A'].user_ids
         found = ids.take(pa.array(search(ids, part, _MATCHES))).to_pylist()
