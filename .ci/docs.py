@@ -17,6 +17,7 @@ from pygments.formatters import HtmlFormatter
 
 TOP = Path(__file__).resolve().parent.parent
 SITE = Path(__file__).parent / 'site'
+MARK = (SITE / 'site.js').read_text(encoding='utf-8').partition('\n')[0]  # by which an older site is known
 FRONT = {
     'README.md': 'Introduction',
     'README.ja.md': '日本語',
@@ -24,6 +25,8 @@ FRONT = {
     'SETTINGS.md': 'Settings',
     'FAULTS.md': 'Faults',
     'bench/README.md': 'Benchmarks',
+    'bench/SCALE.md': 'Beyond one machine',
+    'bench/SCALE_train.md': 'Training on many machines',
     'examples/node/README.md': 'The model without Python',
     'CONTRIBUTING.md': 'Contributing',
     'CHANGELOG.md': 'Changes',
@@ -280,7 +283,7 @@ def colours() -> str:
 
 
 def build(site: Path) -> list[Page]:
-    "Write the whole site into an empty or a new folder."
+    "Write the whole site into an empty or a new folder, or in the place of an older site."
     notebooks = [path for path in sorted((TOP / 'nbs').glob('*.ipynb')) if not path.stem.startswith('index')]
     front = [Page(source, address(source), name) for source, name in FRONT.items() if (TOP / source).is_file()]
     pages = [*front, *(Page(f'nbs/{path.name}', f'nbs/{path.stem}.html', path.stem) for path in notebooks)]
@@ -289,13 +292,17 @@ def build(site: Path) -> list[Page]:
         page.language = 'ja' if page.source == 'README.ja.md' else 'en'
         render(page, files)
     pages.insert(min(2, len(pages)), api(pages, {module_of(path): f'nbs/{path.name}' for path in notebooks}))
-    if site.exists():
+    if site.exists() and any(site.iterdir()):
+        script = site / 'site.js'  # written first, so that a site that was interrupted is known as well
+        if not script.is_file() or script.read_text(encoding='utf-8').partition('\n')[0] != MARK:
+            sys.exit(f'{site} holds something else than a site: name an empty or a new folder')
         shutil.rmtree(site)
+    site.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(SITE / 'site.js', site / 'site.js')
     for page in pages:
         (site / page.target).parent.mkdir(parents=True, exist_ok=True)
         (site / page.target).write_text(whole(page, pages), encoding='utf-8')
     copy_files(files, site)
-    shutil.copyfile(SITE / 'site.js', site / 'site.js')
     (site / 'site.css').write_text((SITE / 'site.css').read_text(encoding='utf-8') + colours(), encoding='utf-8')
     entries = [[p.target + f'#{anchor}', p.name, heading, text] for p in pages for anchor, heading, text in p.words]
     (site / 'search.js').write_text(f'window.SEARCH = {json.dumps(entries, ensure_ascii=False)};\n', encoding='utf-8')

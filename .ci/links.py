@@ -90,7 +90,7 @@ def broken_in_markdown(
 
 def markdown_files() -> list[Path]:  # what people read on the site of the repository
     "The Markdown files of the repository."
-    return sorted([*TOP.glob('*.md'), TOP / 'bench/README.md', *(TOP / 'examples').glob('*/README.md')])
+    return sorted([*TOP.glob('*.md'), *(TOP / 'bench').glob('*.md'), *(TOP / 'examples').glob('*/README.md')])
 
 
 if __name__ == '__main__':

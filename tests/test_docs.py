@@ -19,6 +19,7 @@ import prose  # noqa: E402
 @pytest.fixture(scope='module')
 def site(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp('site')
+    docs.build(place)
     (place / 'gone.html').write_text('<a href="nowhere.html">')
     docs.build(place)
     return place
@@ -33,7 +34,7 @@ def test_every_link_of_the_markdown_files_leads_somewhere():
 
 
 def test_every_notebook_is_a_page_and_in_the_menu(site):
-    menu = re.search(r'<nav id="menu".*?</nav>', (site / 'index.html').read_text(), re.S)[0]
+    menu = re.search(r'<nav id="site-menu".*?</nav>', (site / 'index.html').read_text(), re.S)[0]
     for notebook in (TOP / 'nbs').glob('[0-9]*.ipynb'):
         assert f'href="nbs/{notebook.stem}.html"' in menu
 
@@ -77,6 +78,14 @@ def test_the_search_knows_sections_and_functions(site):
 
 def test_a_site_replaces_an_older_one(site):
     assert not (site / 'gone.html').exists()
+
+
+def test_nothing_but_a_site_is_replaced(tmp_path):
+    (tmp_path / 'thesis.txt').write_text('mine')
+    (tmp_path / 'site.js').write_text('// of somebody else')
+    with pytest.raises(SystemExit, match='holds something else than a site'):
+        docs.build(tmp_path)
+    assert (tmp_path / 'thesis.txt').read_text() == 'mine'
 
 
 def test_faults_of_a_site_are_found(tmp_path):

@@ -300,6 +300,13 @@ def test_no_database_is_a_sentence(outputs, monkeypatch):
     said = desk.sections['message'].value
     assert '127.0.0.1:1' in said
     assert 'secret-word' not in said
+    assert desk.controls['user'].value is None
+    assert desk.sections['lists'].value == ''
+    assert 'marked with a star' not in desk.sections['map'].value
+    desk.controls['run_a'].value = 'second'
+    assert '127.0.0.1:1' in desk.sections['message'].value
+    assert 'Run A · second' in desk.sections['near'].value
+    assert 'Run A · second' in desk.sections['map'].value
     desk.controls['source'].value = 'of the training files'
     assert desk.sections['message'].value == ''
 

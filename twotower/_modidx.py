@@ -461,6 +461,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'twotower.opened._real': ('opened.html#_real', 'twotower/opened.py'),
                                  'twotower.opened.facts': ('opened.html#facts', 'twotower/opened.py'),
                                  'twotower.opened.find_live': ('opened.html#find_live', 'twotower/opened.py'),
+                                 'twotower.opened.live_from': ('opened.html#live_from', 'twotower/opened.py'),
                                  'twotower.opened.live_person': ('opened.html#live_person', 'twotower/opened.py'),
                                  'twotower.opened.open_page': ('opened.html#open_page', 'twotower/opened.py'),
                                  'twotower.opened.person': ('opened.html#person', 'twotower/opened.py'),

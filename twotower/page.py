@@ -6,7 +6,7 @@
 __all__ = ['CSS', 'list_html', 'counts_html', 'Desk', 'show_user', 'find_users', 'another_user', 'count', 'show_attribute',
            'show_neighbours', 'find_videos', 'show_map', 'open_runs', 'show', 'page_notebook', 'serve']
 
-# %% ../nbs/29_page.ipynb #382d4fc3
+# %% ../nbs/29_page.ipynb #061135cc
 import asyncio
 import contextlib
 import html as html_text
@@ -22,6 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
 import ipywidgets as widgets
 import pandas as pd
@@ -31,7 +32,7 @@ from IPython.display import display
 from .chart import embedding_map, map_html
 from .core import PACKAGE, VIDEO, InputError, TwotowerError, project_root
 from .database import connect
-from .opened import Page, find_live, live_person, open_page, person, run_choices, search, someone
+from .opened import Page, find_live, live_from, live_person, open_page, person, run_choices, search, someone
 from twotower.qual import (
     attributes_of,
     compared,
@@ -244,12 +245,12 @@ class Desk:
         box = f'<div class="tt-box{" tt-bad" if bad else ""}" role="{"alert" if bad else "status"}">{_e(text)}</div>'
         self.sections['message'].value = box if text else ''
 
-# %% ../nbs/29_page.ipynb #5bb4a084
-def _answers(desk: Desk, work: Callable[[Desk], None]) -> Callable:
-    "What a control calls when it is moved."
+# %% ../nbs/29_page.ipynb #09c3459f
+def _answers(desk: Desk, work: Callable[[Desk], None], opens: bool = True) -> Callable:
+    "What a control calls when it is moved; what does not open a run needs an open one, or what is said stays."
 
     def answer(*_) -> None:
-        if desk.busy:
+        if desk.busy or not (opens or desk.pages):
             return
         desk.busy = True
         try:
@@ -310,14 +311,21 @@ def show_user(
     desk.stars = stars
     show_map(desk)
 
-# %% ../nbs/29_page.ipynb #ac361852
+# %% ../nbs/29_page.ipynb #6f4c3de1
 def find_users(
     desk: Desk,  # with open runs
 ) -> None:
     "Offer the users that match the search, and show the first."
     part = desk['user_part'].strip()
     if _is_live(desk):
-        found = find_live(_connected(desk), part, _MATCHES)
+        try:
+            found = find_live(_connected(desk), part, _MATCHES)
+        except TwotowerError:  # the lists would be those of somebody else
+            desk.offer('user', [])
+            desk.put('lists')
+            desk.stars = {}
+            show_map(desk)
+            raise
     else:
         ids = desk.pages['A'].user_ids
         found = ids.take(pa.array(search(ids, part, _MATCHES))).to_pylist()
@@ -333,9 +341,8 @@ def another_user(
 ) -> None:
     "Show somebody drawn at random."
     ids, offered = desk.pages['A'].user_ids, list(desk.controls['user'].options)
-    some = find_live(_connected(desk), '', 1000) if _is_live(desk) else [ids[random.randrange(len(ids))].as_py()]
-    if some:
-        chosen = random.choice(some)
+    some = live_from(_connected(desk), str(uuid4())) if _is_live(desk) else [ids[random.randrange(len(ids))].as_py()]
+    for chosen in some:
         desk.offer('user', [chosen, *(user for user in offered if user != chosen)])
     show_user(desk)
 
@@ -425,7 +432,7 @@ def show_map(
         )
     desk.put('map', *parts)
 
-# %% ../nbs/29_page.ipynb #97c25f98
+# %% ../nbs/29_page.ipynb #ec70fc01
 def _count_beside(desk: Desk, page: Page) -> None:
     "Count in another thread, and redraw in this one."
     later = desk.loop.call_soon_threadsafe
@@ -465,11 +472,11 @@ def open_runs(
     attributes = attributes_of(desk.pages['A'])
     if attributes != list(desk.controls['attribute'].options):
         desk.offer('attribute', attributes)
-    find_users(desk)
     show_attribute(desk)
     find_videos(desk)
+    find_users(desk)  # last: a database may not answer
 
-# %% ../nbs/29_page.ipynb #34431ab1
+# %% ../nbs/29_page.ipynb #874d4e83
 _PLAN = [
     ('', 'Choose one run, or two to compare them.', ['run_a', 'run_b'], ['message']),
     ('One user', 'What they liked, and what each run would show them.', ['source', 'user_part', 'user', 'other', 'k', 'known'], ['lists']),
@@ -492,9 +499,7 @@ _DOES = {
 def _wire(desk: Desk) -> None:
     "Let each control ask for what it changes."
     for name, works in _DOES.items():
-        answer = _answers(
-            desk, lambda desk, works=works: [work(desk) for work in works if desk.pages or work is open_runs]
-        )
+        answer = _answers(desk, lambda desk, works=works: [work(desk) for work in works], name.startswith('run'))
         control = desk.controls[name]
         control.on_click(answer) if name == 'other' else control.observe(answer, 'value')
 

@@ -95,7 +95,7 @@ def cell_text(
         return f'{value:%Y-%m-%d %H:%M:%S}'.removesuffix(' 00:00:00')
     return str(value)
 
-# %% ../nbs/09_report.ipynb #a1dc8df4
+# %% ../nbs/09_report.ipynb #71b11f1c
 _NUMERIC = re.compile(r'(?=.*\d)(?:[-+±\d.,\s%()\[\]\u2212\u2013]|to)*')
 
 
@@ -127,14 +127,18 @@ def table(
         for i in range(frame.shape[1])
     ]
 
-    def row(cells, tag):
-        escaped = zip(sides, map(html_text.escape, map(str, cells)), strict=True)
-        cells = (f'<{tag} style="text-align:{side}">{text}</{tag}>' for side, text in escaped)
-        return f'<tr>{"".join(cells)}</tr>'
+    def cell(text, side, scope):
+        tag, scope = ('th', f' scope="{scope}"') if scope else ('td', '')
+        weight = ';font-weight:normal' if 'row' in scope else ''
+        return f'<{tag}{scope} style="text-align:{side}{weight}">{html_text.escape(str(text))}</{tag}>'
 
-    body = '\n'.join(row(cells, 'td') for cells in zip(*texts, strict=True))
+    def row(cells, scopes):
+        return f'<tr>{"".join(map(cell, cells, sides, scopes))}</tr>'
+
+    head = row(frame.columns, ['col'] * len(sides))
+    body = '\n'.join(row(cells, ['row', *[''] * len(sides)]) for cells in zip(*texts, strict=True))
     title = f'<caption style="text-align:left">{html_text.escape(caption)}</caption>' if caption else ''
-    return HTML(f'<table>{title}<thead>{row(frame.columns, "th")}</thead>\n<tbody>\n{body}\n</tbody></table>')
+    return HTML(f'<table>{title}<thead>{head}</thead>\n<tbody>\n{body}\n</tbody></table>')
 
 # %% ../nbs/09_report.ipynb #71e16681
 def _facts(pairs: dict) -> str:
@@ -170,7 +174,7 @@ def header(
         )
     )
 
-# %% ../nbs/09_report.ipynb #4af2e6ad
+# %% ../nbs/09_report.ipynb #e88b8ebe
 CSS = """
 :root { color-scheme: light dark; --ink: #1d2329; --soft: #5c6670; --paper: #fff; --tint: #f5f7f9; --line: #dfe4e8;
         --accent: #0072B2; --bad: #b3261e; --bad-tint: #fdf0ee; --good: #00734f; --good-tint: #eaf6f1 }
@@ -193,10 +197,10 @@ pre.aside { color: var(--soft) }
 .scroll { overflow: auto; max-height: 36rem; margin: 1rem 0 1.4rem }
 table { border-collapse: collapse; font-size: .9rem; line-height: 1.4; font-variant-numeric: tabular-nums }
 caption { font-weight: 600; padding: 0 0 .45rem; text-align: left; white-space: nowrap }
-th { font-weight: 600; color: var(--soft); border-bottom: 2px solid var(--line); vertical-align: bottom;
+thead th { font-weight: 600; color: var(--soft); border-bottom: 2px solid var(--line); vertical-align: bottom;
         position: sticky; top: 0; background: var(--paper) }
 th, td { padding: .38rem .9rem; text-align: left } th:first-child, td:first-child { padding-left: .2rem }
-td { border-bottom: 1px solid var(--line); vertical-align: top }
+tbody th, td { border-bottom: 1px solid var(--line); vertical-align: top }
 figure { margin: 1rem 0 1.4rem } figure img, figure svg { max-width: 100%; height: auto; display: block; border-radius: 8px; background: #fff }
 .box { border-left: 4px solid var(--accent); background: var(--tint); border-radius: 8px; padding: .7rem 1rem; margin: 1.2rem 0; overflow-wrap: anywhere }
 .box.bad { border-color: var(--bad); background: var(--bad-tint) } .box.good { border-color: var(--good); background: var(--good-tint) }
@@ -415,7 +419,7 @@ def _run_facts(run: Run, notebooks: list[Path]) -> str:
         }
     return f'<section class="tt-header">{_facts(facts)}</section>'
 
-# %% ../nbs/09_report.ipynb #789c085a
+# %% ../nbs/09_report.ipynb #70830803
 def index_page(
     run: Run,  # with reports
     planned: Iterable[str] = (),  # stages that were to run
@@ -438,7 +442,7 @@ def index_page(
     stages = [_stage_row(run, n) for n in notebooks]
     left = [html_text.escape(name) for name in planned if name not in {n.stem for n in notebooks}]
     stages += [f'<tr><td>{name}</td><td></td><td style="text-align:right">—</td><td>not run</td></tr>' for name in left]
-    head = '<tr><th>stage</th><th>what it is for</th><th style="text-align:right">duration</th><th>state</th></tr>'
+    head = '<tr><th scope=col>stage</th><th scope=col>what it is for</th><th scope=col style="text-align:right">duration</th><th scope=col>state</th></tr>'
     parts.append(
         f'<h2>Reports</h2>\n<div class=scroll tabindex="0"><table><thead>{head}</thead>\n<tbody>{"".join(stages)}</tbody></table></div>'
     )

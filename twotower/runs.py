@@ -64,17 +64,20 @@ class Run:
     def reports(self) -> Path:
         return self.path / 'reports'
 
-# %% ../nbs/08_runs.ipynb #9c50a3ef
+# %% ../nbs/08_runs.ipynb #4b27e656
 def read_json(
     path: Path,  # a file with one JSON object
 ) -> dict:  # its content
     "Read a JSON object; errors name the file."
     try:
-        return json.loads(path.read_text(encoding='utf-8'))
+        content = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError as error:
         raise InputError(f'{path} does not exist: has the stage that writes it run?') from error
     except ValueError as error:
         raise InputError(f'{path} is not JSON: {error}; start a new run') from error
+    if not isinstance(content, dict):
+        raise InputError(f'{path} is not a JSON object: start a new run')
+    return content
 
 
 def write_json(

@@ -1,6 +1,6 @@
 // The menu of a small screen, and a search that works from files: its index is a script, read when first needed.
 const root = document.currentScript.dataset.root;
-const [menu, button, box, query, found] = ['menu', 'menu-button', 'search', 'query', 'found'].map((id) => document.getElementById(id));
+const [menu, button, box, query, found] = ['menu', 'menu-button', 'search', 'query', 'found'].map((id) => document.getElementById(`site-${id}`));
 
 function showMenu(open) {
   menu.classList.toggle('closed', !open);
@@ -10,7 +10,7 @@ function showMenu(open) {
 button.hidden = box.hidden = false;
 showMenu(false);
 button.addEventListener('click', () => showMenu(menu.classList.contains('closed')));
-document.querySelector('#menu [aria-current]')?.scrollIntoView({ block: 'nearest' });
+document.querySelector('#site-menu [aria-current]')?.scrollIntoView({ block: 'nearest' });
 
 let index;
 function load() {
