@@ -16,7 +16,7 @@ import fsspec
 
 from .core import InputError, project_root
 
-# %% ../nbs/38_inputs.ipynb #d6683755
+# %% ../nbs/38_inputs.ipynb #b8bc584a
 SUFFIXES = ('.csv', '.parquet')
 
 
@@ -39,7 +39,7 @@ def input_files(
             found = glob(str(place), recursive=True) if has_magic(str(name)) and not place.exists() else [str(place)]
     else:
         system, path = fsspec.core.url_to_fs(str(name))
-        inside = f'{path.rstrip("/")}/*' if system.isdir(path) else path
+        inside = path if system.isfile(path) or not system.isdir(path) else f'{path.rstrip("/")}/*'
         found = [system.unstrip_protocol(path) for path in system.glob(inside)] if has_magic(inside) else [str(name)]
     files = sorted(path for path in found if len(found) == 1 or path.endswith(SUFFIXES))
     if not files:
