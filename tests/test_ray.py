@@ -244,7 +244,7 @@ def dies(part: int) -> int:
 
 
 @pytest.mark.fault(
-    'a process of the cluster dies of what it was given, as for want of memory',
+    'a process of the cluster dies of what it was given',
     sees='after some tries, an error: the Ray cluster failed',
 )
 def test_what_always_dies_is_given_up(machines, monkeypatch):

@@ -194,7 +194,7 @@ def train(
     facts = {'epochs': best['epoch'], 'scale': best['scale'], 'bias': best['bias']}
     return model, pd.DataFrame(history).drop(columns=['choice', 'scale', 'bias']), facts
 
-# %% ../nbs/02_train.ipynb #1eaf69db
+# %% ../nbs/02_train.ipynb #8218333c
 _WORK, _ROWS = 'twotower.train:work', ('users', 'items', 'relevant', 'seen')
 
 
@@ -215,7 +215,7 @@ def lay_out(
         sparse.save_npz(folder / f'{name}.npz', getattr(inner, name))
     write_json(folder / 'settings.json', {'config': vars(config), 'every': every})
 
-
+# %% ../nbs/02_train.ipynb #20598c57
 def work(
     folder: Path,  # from `lay_out`
 ) -> None:
