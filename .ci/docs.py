@@ -26,7 +26,6 @@ FRONT = {
     'FAULTS.md': 'Faults',
     'bench/README.md': 'Benchmarks',
     'bench/SCALE.md': 'Beyond one machine',
-    'bench/SCALE_train.md': 'Training on many machines',
     'examples/node/README.md': 'The model without Python',
     'CONTRIBUTING.md': 'Contributing',
     'CHANGELOG.md': 'Changes',

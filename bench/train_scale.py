@@ -2,6 +2,7 @@
 
 python bench/train_scale.py                            0.1 million opinions; 1 and 2 workers by torchrun, 1 and 2 by Ray Train
 python bench/train_scale.py --engines local --workers 1,2,4 --steps 5
+python bench/train_scale.py --count 2,16               what each of 2 or 16 workers would send, by the formula of SCALE.md, from what one process asks for
 """
 
 import argparse
@@ -21,9 +22,10 @@ import wide
 from train import CONFIG
 
 from twotower import workers as operations
+from twotower.core import DIMENSION
 from twotower.engines import launch, load_set, part_of, save_set
-from twotower.learn import batch_loss, batches
-from twotower.model import TwoTower
+from twotower.learn import TrainingSet, batch_loss, batches
+from twotower.model import Table, TwoTower, take
 from twotower.optimize import DESCENTS
 from twotower.sharded import first_layer
 from twotower.workers import joined
@@ -50,6 +52,39 @@ def count_sent(sent: list[int]) -> None:
         return reduce(x)
 
     operations.dist.all_to_all_single, operations.dist.all_reduce = counted_exchange, counted_reduce
+
+
+def count_asked(data: TrainingSet, config: SimpleNamespace, numbers: list[int]) -> None:
+    "The formula of SCALE.md on the batches of one process, which is not told of others: nothing here is sent or measured."
+    asked, found = [], []
+
+    class Counted(Table):
+        def forward(self, rows):
+            asked.extend([len(rows), len(rows.columns)])
+            return super().forward(rows)
+
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    model = TwoTower(*data.widths, config.hidden, table=Counted)
+    descent = DESCENTS[config.optimizer](model, config)
+    epochs = (batches(len(data.users), config.batch_size, generator) for _ in count())
+    for which in islice(chain.from_iterable(epochs), config.steps + 2):
+        asked.clear()
+        batch_loss(model, data, which, config, generator).backward()
+        descent.step()
+        rows = take(data.users, which)[1]
+        found.append([*asked, int(((data.kinds[rows] > 0) & (data.videos[rows] >= 0)).sum())])
+    k, p = config.hidden + DIMENSION, sum(weights.numel() for weights in descent.common)
+    for n in numbers:
+        sent = [
+            (n - 1) / n * (12 * (of_users + of_videos) / n + 8 * k * (b + c) + 8 * DIMENSION * c + 8 * p + 16 * b + 8 * opinions)
+            for b, of_users, c, of_videos, opinions in found[2:]
+        ]  # fmt: skip
+        names = ('users', 'their features', 'candidates', 'their features', 'opinions')
+        middle = ', '.join(
+            f'{statistics.median(x):,.0f} {name}' for name, x in zip(names, zip(*found[2:], strict=True), strict=True)
+        )
+        print(f'{n} workers: {statistics.median(sent) / 1e6:.2f} MB sent by each in a step; {middle}')
 
 
 def measure(folder: Path) -> None:
@@ -95,6 +130,7 @@ def main() -> None:
     parser.add_argument('--steps', type=int, default=20)
     parser.add_argument('--batch-size', type=int, default=256)
     parser.add_argument('--negatives', type=int, default=4096)
+    parser.add_argument('--count', help='only count, for so many workers')
     parser.add_argument('--folder', type=Path, default=Path(tempfile.gettempdir()) / 'twotower-bench')
     args = parser.parse_args()
     args.folder.mkdir(exist_ok=True)
@@ -106,6 +142,8 @@ def main() -> None:
     settings = (
         CONFIG | {k: getattr(args, k) for k in ('optimizer', 'steps', 'batch_size', 'negatives')} | {'device': 'cpu'}
     )
+    if args.count:
+        return count_asked(data, SimpleNamespace(**settings), [int(n) for n in args.count.split(',')])
     os.environ['PYTHONPATH'] = f'{Path(__file__).resolve().parent}:{os.environ.get("PYTHONPATH", "")}'
     for engine in args.engines.split(','):
         for workers in map(int, args.workers.split(',')):

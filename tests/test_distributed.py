@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from scipy import sparse
 
-from twotower.engines import part_of
+from twotower.engines import part_of, torchrun
 from twotower.learn import TrainingSet, fit, training_set
 from twotower.model import Rows, TwoTower
 from twotower.optimize import DESCENTS
@@ -169,6 +170,33 @@ def _below(pid: int, name: str) -> list[psutil.Process]:
 )
 def test_a_killed_worker_is_started_again(tmp_path):
     _as_if_undisturbed(LONG, tmp_path, lambda: _below(os.getpid(), 'twotower.train:work')[-1].kill())
+
+
+@pytest.mark.fault(
+    'a training of several processes is interrupted',
+    sees='no process of it is left behind',
+)
+def test_an_interrupt_ends_all_workers(tmp_path, monkeypatch):
+    (tmp_path / 'a_work.py').write_text(
+        "import time\ndef sleep(folder):\n    (folder / 'on').touch()\n    time.sleep(60)\n"
+    )
+    monkeypatch.setenv('PYTHONPATH', f'{tmp_path}:{os.environ.get("PYTHONPATH", "")}')
+    workers = []
+
+    def interrupt() -> None:
+        while not (tmp_path / 'on').exists():
+            time.sleep(0.05)
+        workers.extend(_below(os.getpid(), 'a_work:sleep'))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            torchrun('a_work:sleep', tmp_path, 2)
+        done.result()
+    _, alive = psutil.wait_procs(workers, 5)
+    assert len(workers) == 3  # torchrun and the two
+    assert not alive
 
 
 @pytest.mark.ray

@@ -16,6 +16,7 @@ import pytest
 from toys import blessed_run, decide, rows_written, videos
 
 from twotower.changes import NOW, changed_users, load_taste
+from twotower.cluster import LOCAL, Local
 from twotower.core import EMBEDDING, USER, USER_FEATURES, VIDEO, GateError, as_uuid, embeddings_schema, read_table
 from twotower.database import load_decisions, load_profiles, load_videos, missing_videos, save_videos
 from twotower.embed import TASTES, embed_live, live_features, reflect
@@ -127,6 +128,31 @@ def test_users_whose_decisions_changed_are_embedded_and_no_others(database, run,
     assert vectors(database, USER) == after  # the same decisions, the same vectors
     database.execute("UPDATE user_embeddings SET model_version = 'r0' WHERE user_id = %s", [ann])
     assert embedded_now() == {ann}
+
+
+class Rearranging(Local):
+    "An engine that keeps the order of the rows but not the tables, as a cluster may."
+
+    def pool(self, worker, arguments, tables):
+        for made in super().pool(worker, arguments, tables):
+            yield from (made.slice(start, 1) for start in range(len(made)))  # none of a table without rows
+
+
+def test_whose_vectors_they_are_does_not_depend_on_the_tables(database, run, people, home):
+    expected, found = (
+        embed_live(database, run, SimpleNamespace(**DAILY), home / name, engine)
+        for name, engine in (('whole', LOCAL), ('parts', Rearranging()))
+    )
+    for name in (USER_EMBEDDINGS, VIDEO_EMBEDDINGS, TASTES):
+        if (expected / name).is_file():
+            one, other = pq.ParquetFile(expected / name), pq.ParquetFile(found / name)
+            assert one.read().select([0]).equals(other.read().select([0])), name
+    assert read_json(expected / SUMMARY)['unknown_words'] == read_json(found / SUMMARY)['unknown_words']
+    tastes, users = pq.ParquetFile(found / TASTES), pq.ParquetFile(found / USER_EMBEDDINGS)
+    assert pq.read_table(found / TASTES).equals(pq.read_table(expected / TASTES))
+    assert users.num_row_groups == tastes.num_row_groups > 1
+    for i in range(users.num_row_groups):
+        assert users.read_row_group(i)[USER].equals(tastes.read_row_group(i)[USER])
 
 
 def test_a_dry_run_and_one_without_upsert_leave_the_database_alone(database, run, people, home):

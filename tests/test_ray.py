@@ -31,7 +31,7 @@ from toys import blessed_run, decide, videos
 from twotower import cluster, cluster_prep, embed, evaluate
 from twotower.cluster import LOCAL, OnRay, check_engine
 from twotower.cluster_prep import prepare_on_cluster
-from twotower.core import USER, VIDEO, InputError, SettingError, as_uuid, embeddings_schema, read_table
+from twotower.core import USER, VIDEO, InputError, OutsideError, SettingError, as_uuid, embeddings_schema, read_table
 from twotower.database import DECISIONS, save_videos
 from twotower.embed import TASTES, embed_live
 from twotower.prep import prepare_files
@@ -146,6 +146,12 @@ def test_any_number_of_parts_gives_the_same_rows(both, home, parts, split_by):
     assert len(list((folder / TRAIN).iterdir())) == min(parts, len({row.split(',')[1] for row in reviews()}))
 
 
+def test_a_file_without_rows_is_read_like_the_others(both, home):
+    as_files(home / 'in', reviews(60), 1)
+    (home / 'in' / '1.csv').write_text(HEAD)
+    both(input='in', parts=2)
+
+
 def test_decisions_find_the_reviewer_they_belong_to(both, home):
     (home / 'reviews.csv').write_text(HEAD + ''.join(reviews()))
     (home / 'd.csv').write_text('user_id,item_id,decision\nu1,v1,DISLIKE\nu1,c2,SKIP\nu9,c3,LIKE\nonly here,v4,LIKE\n')
@@ -183,6 +189,7 @@ def test_what_is_refused_is_refused_in_the_same_words(home, machines):
             'line after a quoted newline',
             'invalid UTF-8',
             'quote never closed',
+            'only a header',
             'only unknown URLs',
         ):
             continue
@@ -230,6 +237,20 @@ def test_a_machine_is_lost_during_prep(both, home, machines, monkeypatch):
     both(input='in', parts=4)
     assert not killer.is_alive()
     killer.join()
+
+
+def dies(part: int) -> int:
+    os._exit(1)
+
+
+@pytest.mark.fault(
+    'a process of the cluster dies of what it was given',
+    sees='after some tries, an error: the Ray cluster failed',
+)
+def test_what_always_dies_is_given_up(machines, monkeypatch):
+    monkeypatch.setattr(cluster, 'RETRIES', 1)
+    with pytest.raises(OutsideError, match='the Ray cluster failed'):
+        list(OnRay().each(dies, [1]))
 
 
 def judged_users(n: int = 9_000, m: int = 300) -> evaluate.Judged:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['read_blocks', 'survey', 'bounds_of', 'scatter', 'opine', 'of_day', 'divided', 'described', 'prepare_on_cluster']
 
-# %% ../nbs/40_cluster_prep.ipynb #2aea20dc
+# %% ../nbs/40_cluster_prep.ipynb #6cbc94c1
 import json
 import tempfile
 from bisect import bisect_right
@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .cluster import cluster, cpus, memory_share, plain_errors, quiet_data
+from .cluster import RETRIES, cluster, cpus, memory_share, plain_errors, quiet_data
 from .core import INTERACTIONS, ITEM_FEATURES, USER_FEATURES, as_uuid, atomic_folder
 from twotower.prep import (
     _parts, account_for, add_facts, check_split, divide, end_of, find_cut, held_out, interactions, item_features, keep_inputs, number_videos,
@@ -196,8 +196,8 @@ def described(
         tables = (user_features(con, words, part, config.max_history, now=end) for part in parts)
         return _parquet(tables, USER_FEATURES) if parts else b''
 
-# %% ../nbs/40_cluster_prep.ipynb #d1f13712
-_CALL = {'num_cpus': 1, 'max_retries': -1}
+# %% ../nbs/40_cluster_prep.ipynb #eece2922
+_CALL = {'num_cpus': 1, 'max_retries': RETRIES}
 
 
 def _owned(table: pa.Table | None, aliases: dict[str, str], bounds: list[str]) -> list[pa.Table | None]:

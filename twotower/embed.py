@@ -6,11 +6,11 @@
 __all__ = ['UNKNOWN', 'TASTES', 'live_features', 'Embedder', 'Encoder', 'embed_videos', 'embed_users', 'embed_live', 'reflect',
            'agreement', 'half_norms']
 
-# %% ../nbs/04_embed.ipynb #1ff348c4
+# %% ../nbs/04_embed.ipynb #81fa2518
 import fcntl
 import json
 import shutil
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import datetime, timedelta
@@ -82,7 +82,7 @@ def live_features(
         moment = f'make_timestamptz({now.cast(pa.int64())})'
         return user_features(con, number_words(con), max_history=max_history, now=moment)
 
-# %% ../nbs/04_embed.ipynb #619dc333
+# %% ../nbs/04_embed.ipynb #28b17bf1
 UNKNOWN = 'unknown'
 
 
@@ -112,11 +112,11 @@ class Encoder:
     def embed(self, side: str, key: str, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         "Embeddings of tables of features, in their order; `embeddings_schema(key)`."
         for made in self.engine.pool(Embedder, (self.model, side, key, self.engine.threads), tables):
-            for note in made[UNKNOWN].slice(0, 1).to_pylist():
+            for note in pc.drop_null(made[UNKNOWN]).to_pylist():
                 self.unknown[side].update(json.loads(note))
             yield made.select([key, EMBEDDING]).cast(embeddings_schema(key))
 
-# %% ../nbs/04_embed.ipynb #b8c645e2
+# %% ../nbs/04_embed.ipynb #c2f32d0a
 def embed_videos(
     conn: psycopg.Connection,  # migrated
     encoder: Encoder,  # of a blessed run
@@ -137,7 +137,7 @@ def embed_users(
     tuple[pa.Table, pa.Table]
 ]:  # `embeddings_schema(USER)`; user_id, decisions (hash), likes, by the same rows
     "Embeddings of live users, and of which decisions they were made."
-    waiting = deque()
+    waiting = []
 
     def features() -> Iterator[pa.Table]:
         for start in range(0, len(changed), batch):
@@ -150,7 +150,9 @@ def embed_users(
                 yield found
 
     for vectors in encoder.embed('user', USER, features()):
-        yield vectors, waiting.popleft()
+        people = pa.concat_tables(waiting)  # a cluster keeps the order of the rows, but not always the tables
+        waiting[:] = [people.slice(len(vectors))]
+        yield vectors, people.slice(0, len(vectors))
 
 # %% ../nbs/04_embed.ipynb #356dff41
 TASTES = 'user_decisions.parquet'

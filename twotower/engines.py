@@ -75,7 +75,7 @@ def call(
 if __name__ == '__main__' and 'TORCHELASTIC_RUN_ID' in os.environ:  # torchrun ... -m twotower.engines WORK FOLDER
     call(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
 
-# %% ../nbs/43_engines.ipynb #fedd9311
+# %% ../nbs/43_engines.ipynb #6ad1f210
 def torchrun(
     work: str,  # module:function
     folder: Path,  # of the work
@@ -84,12 +84,22 @@ def torchrun(
     "Let processes on this machine do a work; those that die are started again."
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(workers)]
     command += ['--max-restarts', str(RESTARTS), '--monitor-interval', '0.5']
-    done = subprocess.run(
-        [*command, '-m', 'twotower.engines', work, str(folder)], stderr=subprocess.PIPE, text=True, errors='replace',
-        env={'OMP_NUM_THREADS': '1'} | os.environ,
-    )  # fmt: skip
-    if done.returncode:
-        raise TwotowerError(f'{workers} workers failed {RESTARTS + 1} times, at last with:\n{done.stderr[-8000:]}')
+    command += ['-m', 'twotower.engines', work, str(folder)]
+    options = {
+        'stderr': subprocess.PIPE,
+        'text': True,
+        'errors': 'replace',
+        'env': {'OMP_NUM_THREADS': '1'} | os.environ,
+    }
+    with subprocess.Popen(command, **options) as process:
+        try:
+            _, said = process.communicate()
+        except BaseException:  # such as the interrupt of a notebook: asked to end, torchrun ends its workers
+            process.terminate()
+            process.communicate()
+            raise
+    if process.returncode:
+        raise TwotowerError(f'{workers} workers failed {RESTARTS + 1} times, at last with:\n{said[-8000:]}')
 
 # %% ../nbs/43_engines.ipynb #a7df3e73
 def _ray_loop(settings: dict) -> None:
@@ -123,13 +133,18 @@ def ray_train(
         except train.TrainingFailedError as error:
             raise TwotowerError(f'{workers} workers failed {RESTARTS + 1} times, at last with:\n{error}') from error
 
-# %% ../nbs/43_engines.ipynb #75b6a413
+# %% ../nbs/43_engines.ipynb #faadef3a
 def launch(
     work: str,  # module:function
     folder: Path,  # of the work, which all machines see
     config: SimpleNamespace,  # engine, workers, device
 ) -> None:
     "Let the workers that are asked for do a work."
+    gpus = torch.cuda.device_count()
+    if config.engine == 'local' and config.device != 'cpu' and 0 < gpus < config.workers:
+        raise SettingError(
+            f'workers is {config.workers}, and this machine has {gpus} GPUs, one for each: set workers to {gpus}, or device to cpu'
+        )
     said, failed = folder.absolute() / ERROR, None
     said.unlink(missing_ok=True)
     try:

@@ -16,7 +16,7 @@ from .core import InputError, project_root
 if TYPE_CHECKING:
     import duckdb
 
-# %% ../nbs/38_inputs.ipynb #80366c8f
+# %% ../nbs/38_inputs.ipynb #e27baa56
 SUFFIXES = ('.csv', '.parquet')
 
 
@@ -46,7 +46,7 @@ def input_files(
             found = glob(str(place), recursive=True) if has_magic(str(name)) and not place.exists() else [str(place)]
     else:
         system, path = _located(name)
-        inside = f'{path.rstrip("/")}/*' if system.isdir(path) else path
+        inside = path if system.isfile(path) or not system.isdir(path) else f'{path.rstrip("/")}/*'
         found = [system.unstrip_protocol(path) for path in system.glob(inside)] if has_magic(inside) else [str(name)]
     files = sorted(path for path in found if len(found) == 1 or path.endswith(SUFFIXES))
     if not files:

@@ -188,7 +188,7 @@ class TwoTower(nn.Module):
         "Embeddings of dense features: what the ONNX file computes."
         return self.user.dense(user_features), self.item.dense(item_features)
 
-# %% ../nbs/12_model.ipynb #0bd676e9
+# %% ../nbs/12_model.ipynb #d296eaf2
 @torch.inference_mode()
 def embed(
     tower: Tower,  # `model.user` or `model.item`
@@ -198,13 +198,13 @@ def embed(
 ) -> np.ndarray:  # float32 (n, 128), unit norm
     "Embeddings of all rows, by torch."
     tower.eval()
-    mine, device = matrix[team.slice(matrix.shape[0])[0]], tower.bias.device
+    mine, device = matrix if team.size == 1 else matrix[team.slice(matrix.shape[0])[0]], tower.bias.device
     out = np.empty((mine.shape[0], tower.dimension), np.float32)
     for start in range(0, -(-matrix.shape[0] // team.size), block):
         out[start : start + block] = tower(to_rows(mine[start : start + block]).to(device)).cpu().numpy()
     return out if team.size == 1 else team.gather(torch.from_numpy(out).to(device)).cpu().numpy()
 
-# %% ../nbs/12_model.ipynb #4b2df58b
+# %% ../nbs/12_model.ipynb #56c3c7b5
 def save_weights(
     model: TwoTower,  # in any state
     path: Path,  # such as `two_tower_latest.pt`

@@ -9,10 +9,11 @@ __all__ = ['number_videos', 'match_videos', 'number_users', 'judge', 'merge_sour
            'summarize', 'held_out', 'prepare', 'interactions', 'write_parts', 'end_of', 'save_prep', 'take_decisions',
            'source_files', 'keep_inputs', 'prepare_files']
 
-# %% ../nbs/01_prep.ipynb #5aab9cdf
+# %% ../nbs/01_prep.ipynb #9e8d8b24
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -681,7 +682,7 @@ def save_prep(
     write_parts(folder / USERS, users, USER_FEATURES)
     write_json(folder / SUMMARY, summary)
 
-# %% ../nbs/01_prep.ipynb #4d7a0ea1
+# %% ../nbs/01_prep.ipynb #26e7ea89
 def take_decisions(
     con: duckdb.DuckDBPyConnection,  # a workspace
     decisions: pa.Table,  # user_id, video_id, decision_type, created_at, as `database.load_decisions` gives them
@@ -709,10 +710,13 @@ def keep_inputs(
     folder: Path,  # an unfinished `prep/`
     files: list[str],  # that were read
 ) -> None:
-    "Copy the files that were read."
+    "Copy the files that were read; those of one name get a number."
     (folder / 'inputs').mkdir()
     for path in files:
-        with open_input(path) as source, open(folder / 'inputs' / Path(path).name, 'wb') as copy:
+        name = Path(path).name
+        names = chain([name], (f'{Path(name).stem}-{i}{Path(name).suffix}' for i in count(2)))
+        place = next(place for n in names if not (place := folder / 'inputs' / n).exists())
+        with open_input(path) as source, open(place, 'xb') as copy:
             shutil.copyfileobj(source, copy, 1 << 24)
 
 # %% ../nbs/01_prep.ipynb #9cb2eb8a

@@ -327,7 +327,7 @@ def read_source(
         raise InputError(f'{", ".join(files[:3])} can not be read: {error}') from error
     return checked_counts(con, files, columns, counts, _rejected(con, files), max_invalid_share)
 
-# %% ../nbs/10_sources.ipynb #f9a21b74
+# %% ../nbs/10_sources.ipynb #0fc838eb
 REJECTED = 'rejected'
 
 
@@ -338,7 +338,7 @@ def stream_rows(
     rows: int = 1 << 19,  # at a time
 ) -> Iterator[
     pa.Table
-]:  # the texts of `columns`, names as dictionaries; `rejected`: null, or, in a last row of nothing else, JSON: file to reason to count
+]:  # the texts of `columns`, names as dictionaries; `rejected`: null, and, in a last row of nothing else, JSON: file to reason to count
     "The rows of one file, and what was no row."
     header, found = read_header(path, columns)
     let_duckdb_read(con, path)
@@ -347,6 +347,7 @@ def stream_rows(
     texts = ', '.join(f'{values[c.name] if c.name_of else raw[c]} AS {c.name}' for c in columns)
     named = pa.dictionary(pa.int32(), pa.string())
     schema = pa.schema([*((c.name, named if c.name_of else pa.string()) for c in columns), (REJECTED, pa.string())])
+    con.execute('DROP TABLE IF EXISTS reject_errors; DROP TABLE IF EXISTS reject_scans')  # of the file before
     try:
         query = con.sql(f'SELECT {texts}, CAST(NULL AS VARCHAR) AS {REJECTED} FROM {file_scan(path, header)}')
         for batch in query.to_arrow_reader(rows):
@@ -357,5 +358,5 @@ def stream_rows(
             yield pa.Table.from_arrays(arrays, schema=schema)
     except duckdb.Error as error:
         raise InputError(f'{path} can not be read: {error}') from error
-    if reasons := _rejected(con, [path]).get(path):
-        yield pa.Table.from_pylist([dict.fromkeys(schema.names) | {REJECTED: json.dumps({path: reasons})}], schema)
+    reasons = _rejected(con, [path]).get(path, {})
+    yield pa.Table.from_pylist([dict.fromkeys(schema.names) | {REJECTED: json.dumps({path: reasons})}], schema)

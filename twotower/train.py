@@ -194,7 +194,7 @@ def train(
     facts = {'epochs': best['epoch'], 'scale': best['scale'], 'bias': best['bias']}
     return model, pd.DataFrame(history).drop(columns=['choice', 'scale', 'bias']), facts
 
-# %% ../nbs/02_train.ipynb #4ae45a81
+# %% ../nbs/02_train.ipynb #8218333c
 _WORK, _ROWS = 'twotower.train:work', ('users', 'items', 'relevant', 'seen')
 
 
@@ -204,9 +204,10 @@ def lay_out(
     config: SimpleNamespace,  # the parameters of this notebook
     workers: int,  # how many will learn
     every: float = 30.0,  # seconds between two checkpoints
+    inner: Inner | None = None,  # a part of the data set aside; None: sets one aside
 ) -> None:
     "Write what each worker needs."
-    inner = inner_part(data, config)
+    inner = inner or inner_part(data, config)
     for rank in range(workers):
         save_set(folder / f'data.{rank}.pt', part_of(data, rank, workers))
         save_set(folder / f'rest.{rank}.pt', part_of(inner.rest, rank, workers))
@@ -214,14 +215,15 @@ def lay_out(
         sparse.save_npz(folder / f'{name}.npz', getattr(inner, name))
     write_json(folder / 'settings.json', {'config': vars(config), 'every': every})
 
-
+# %% ../nbs/02_train.ipynb #20598c57
 def work(
     folder: Path,  # from `lay_out`
 ) -> None:
     "Learn as one of several workers; the first writes what comes out."
     settings = read_json(folder / 'settings.json')
     config = SimpleNamespace(**settings['config'])
-    torch.set_num_threads(config.threads or os.cpu_count())
+    here = int(os.environ.get('LOCAL_WORLD_SIZE', 1))  # workers on this machine, which share its cores
+    torch.set_num_threads(config.threads or max(os.cpu_count() // here, 1))
     with joined(config.device) as team:
         rows = [sparse.load_npz(folder / f'{name}.npz') for name in _ROWS]
         data, rest = (load_set(folder / f'{name}.{team.rank}.pt') for name in ('data', 'rest'))
@@ -236,13 +238,14 @@ def train_together(
     config: SimpleNamespace,  # the parameters of this notebook
     checkpoints: Path,  # folder to go on from and to save to; all machines see it
     every: float = 30.0,  # seconds between two checkpoints
+    inner: Inner | None = None,  # a part of the data set aside; None: sets one aside
 ) -> tuple[TwoTower, pd.DataFrame, dict]:  # the model; the epoch table; calibration and the chosen number of epochs
     "Train with as many workers as are asked for."
     check_config(config)
     if (config.engine, config.workers) == ('local', 1):
-        return train(data, config, checkpoints, every=every)
+        return train(data, config, checkpoints, inner, every=every)
     checkpoints.mkdir(parents=True, exist_ok=True)
-    lay_out(checkpoints, data, config, config.workers, every)
+    lay_out(checkpoints, data, config, config.workers, every, inner)
     launch(_WORK, checkpoints, config)
     found = read_json(checkpoints / META)
     return load_model(checkpoints / PT, found['model']), pd.DataFrame(found['epochs']), found['facts']
