@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CATALOGUE_FILE', 'read_catalogue', 'load_catalogue']
 
-# %% ../nbs/37_catalogue.ipynb #10b77414
+# %% ../nbs/37_catalogue.ipynb #8ac1bbd6
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from .core import VIDEO, InputError
 from .database import VIDEOS, connect, migrate, save_videos, target
-from .sources import _TEXT, Column, _video, read_source, workspace
+from .inputs import input_files
+from .sources import _TEXT, Column, _names_in, _video, read_source, workspace
 
 # %% ../nbs/37_catalogue.ipynb #fad49e29
 _WORDS = "list_filter(list_transform(string_split({raw}, '|'), lambda word: trim(word)), lambda word: word <> '')"
@@ -58,13 +59,16 @@ def read_catalogue(
         table = con.sql('SELECT * FROM catalogue ORDER BY product_url').to_arrow_table()
     return table.append_column(VIDEO, pa.nulls(len(table), pa.string())).select(VIDEOS.names).cast(VIDEOS)
 
-# %% ../nbs/37_catalogue.ipynb #3e136617
+# %% ../nbs/37_catalogue.ipynb #2dc5680f
 def load_catalogue(
     path: Path | str,  # CSV, as for `read_catalogue`
     conn: psycopg.Connection | None = None,  # the database, by default the installation's
-) -> dict:  # database (where), videos (rows), changed (new ones or others)
+) -> dict:  # database (where), videos (rows), changed (new ones or others); ignored (names), if columns are not known
     "Merge a CSV of videos into the master."
     table = read_catalogue(path)
+    given = {name for file in input_files(path) for name in _names_in(file)}
+    unknown = given - {name for column in CATALOGUE_FILE for name in column.names}
+    ignored = {'ignored': ', '.join(sorted(unknown))} if unknown else {}
     with nullcontext(conn) if conn else connect() as db:
         migrate(db)
-        return {'database': target(db), 'videos': len(table), 'changed': save_videos(db, table)}
+        return {'database': target(db), 'videos': len(table), 'changed': save_videos(db, table)} | ignored

@@ -406,7 +406,7 @@ def _with_users(metrics: dict, path: Path) -> Reference:
         return Reference(metrics, None, f'{BY_USER} of run {metrics["run_id"]} is not the one of its verdict')
     return Reference(metrics, pq.read_table(path))
 
-# %% ../nbs/03_eval.ipynb #912d9ed8
+# %% ../nbs/03_eval.ipynb #b75addf5
 def _notes(last: Reference | None, falls: list[dict], checks: list[dict], names: list[str]) -> list[str]:
     "What a person should know although nothing fails by it."
     remarks = [c['remark'] for c in checks if c['remark']]
@@ -450,7 +450,7 @@ def judge(
         'held_out': {name: sha256(run.prep / name) for name in (TRAIN, VAL)},
     }  # fmt: skip
 
-
+# %% ../nbs/03_eval.ipynb #2ae449e1
 def past_verdicts(
     outputs: Path,  # the outputs folder
     last: int = 20,  # so many

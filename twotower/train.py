@@ -85,7 +85,7 @@ def set_aside(
 def _matrix(rows: Rows, width: int) -> sparse.csr_matrix:
     return sparse.csr_matrix((rows.values.numpy(), rows.columns.numpy(), rows.starts.numpy()), (len(rows), width))
 
-# %% ../nbs/02_train.ipynb #0ca53213
+# %% ../nbs/02_train.ipynb #4ad24deb
 _JUDGED, _BLOCK = 10_000, 512  # users at most; users whose scores are held at a time
 
 
@@ -143,7 +143,7 @@ def score(
         **_calibration(u, v, inner.relevant.tocoo(), config.seed),
     }  # fmt: skip
 
-
+# %% ../nbs/02_train.ipynb #e038603b
 def popularity_score(
     inner: Inner,  # from `inner_part`
 ) -> dict:  # recall@20, ndcg@20, 0 to 1
