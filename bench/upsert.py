@@ -1,12 +1,15 @@
 """Rows a second of `save_embeddings` against COPY and merge written by hand, into the same table.
 
     python bench/upsert.py [ROWS ...] [--index] [--pairs N] [--part N]
+    python bench/upsert.py [ROWS ...] --streams [--pairs N]
 
 By hand means: the same Arrow table becomes the bytes of one binary COPY in a few lines of NumPy, and nothing is checked, compared or counted.
 `fill` is an empty table, `replace` the same rows with other vectors. With --index the table has its HNSW index: it is there from the
 start for the hand-written merge, and `save_embeddings` does what it does. The two take turns, the table is emptied between them.
 With --part the table is filled once, with its index built at the end, and both ways give only so many of its rows other vectors, in turns:
 each row that is changed costs a walk through the graph of all rows, so that a part tells what the whole would take.
+With --streams nothing is merged: it measures what more connections would do for the way into the stage, whose rows are checked and sent by one, two or four threads,
+each through a COPY of its own. A table for several connections can not be a temporary one, so it is an unlogged one.
 Seconds of the processor are those of this process and of the server's processes together.
 Makes its own embedded PostgreSQL in a temporary folder and throws it away.
 """
@@ -16,6 +19,8 @@ import statistics
 import tempfile
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +134,32 @@ def measure(conn: psycopg.Connection, server: psutil.Process, n: int, index: boo
         describe(n, index, f'{step} {part:,}' if part else step, part or n, taken[step])
 
 
+def staged(conn: psycopg.Connection, server: psutil.Process, dsn: str, n: int, pairs: int) -> None:
+    "Seconds of checking and sending, by the number of connections."
+    data = rows([uuid.uuid4() for _ in range(n)], 0)
+    columns, found = f'staged (id uuid, embedding halfvec({DIMENSION}))', {}
+
+    def send(door: psycopg.Connection, part: pa.Table) -> None:
+        for start in range(0, len(part), 1 << 16):
+            database._copy_vectors(door, *database._checked_vectors(part.slice(start, 1 << 16), VIDEO))
+
+    for _ in range(pairs):
+        with conn.transaction():
+            conn.execute(f'CREATE TEMP TABLE {columns} ON COMMIT DROP')
+            found.setdefault('temporary, 1', []).append(timed(server, lambda: send(conn, data)))
+        for count in (1, 2, 4):
+            conn.execute(f'CREATE UNLOGGED TABLE {columns}')
+            parts = [data.slice(i * n // count, (i + 1) * n // count - i * n // count) for i in range(count)]
+            with ThreadPoolExecutor(count) as pool, ExitStack() as stack:
+                doors = [stack.enter_context(connect(dsn)) for _ in range(count)]
+                taken = timed(server, lambda w=(doors, parts), p=pool: list(p.map(send, *w)))
+                found.setdefault(f'unlogged, {count}', []).append(taken)
+            conn.execute('DROP TABLE staged')
+    for name, taken in found.items():
+        wall, used = (statistics.median(t[i] for t in taken) for i in (0, 1))
+        print(f'| {n:,} | {name} | {wall:.2f} | {used:.2f} |', flush=True)
+
+
 def main() -> None:
     "Print the table."
     parser = argparse.ArgumentParser()
@@ -136,18 +167,27 @@ def main() -> None:
     parser.add_argument('--index', action='store_true')
     parser.add_argument('--pairs', type=int, default=3)
     parser.add_argument('--part', type=int, default=0, help='replace only so many rows of a filled table')
+    parser.add_argument(
+        '--streams', action='store_true', help='only the way into the stage, by one or more connections'
+    )
     given, folder = parser.parse_args(), Path(tempfile.mkdtemp())
-    conn = connect(embedded.start(folder, linger=5))
+    conn = connect(dsn := embedded.start(folder, linger=5))
     server = psutil.Process(int((folder / 'data' / 'postmaster.pid').read_text().split()[0]))
     migrate(conn)
     print(
         f'load {psutil.getloadavg()[0]:.1f}, {psutil.cpu_count()} cores, {given.pairs} pairs, {database.target(conn)}'
     )
-    print(
-        '| rows | index | step | rows/s | by hand | share | wall / CPU s | by hand |\n| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |'
-    )
+    if given.streams:
+        print('| rows | stage, connections | wall s | CPU s |\n| ---: | --- | ---: | ---: |')
+    else:
+        print(
+            '| rows | index | step | rows/s | by hand | share | wall / CPU s | by hand |\n| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |'
+        )
     for n in given.rows:
-        measure(conn, server, n, given.index, given.pairs, given.part)
+        if given.streams:
+            staged(conn, server, dsn, n, given.pairs)
+        else:
+            measure(conn, server, n, given.index, given.pairs, given.part)
     conn.close()
     embedded.stop(folder)
 

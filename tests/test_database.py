@@ -10,11 +10,13 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import psycopg
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -30,6 +32,7 @@ from twotower.core import (
     SettingError,
     as_uuid,
     embeddings_schema,
+    stream_table,
 )
 from twotower.database import (
     DECISION,
@@ -291,6 +294,66 @@ def test_duplicate_keys_are_refused_by_name(filled):
     with pytest.raises(InputError, match='the same key more than once') as error:
         save_embeddings(filled, twice, VIDEO, 'm2')
     assert ids(1)[0] in str(error.value)
+
+
+@pytest.fixture
+def parted(tmp_path):
+    "Other embeddings of the twenty videos and of one that has left, in the parts of a folder, with row groups of two."
+    table = vectors([*ids(20), 'gone'], seed=3)
+    for i, start in enumerate(range(0, 21, 7)):
+        pq.write_table(table.slice(start, 7), tmp_path / f'{i}.parquet', row_group_size=2)
+    return table, partial(stream_table, tmp_path, embeddings_schema(VIDEO))
+
+
+def test_pieces_are_the_same_as_the_whole(filled, parted):
+    table, pieces = parted
+    assert [len(piece) for piece in pieces(rows=3)] == [3, 3, 1] * 3
+    assert pa.concat_tables(pieces()).equals(table)  # in its order
+    ours, whole = (save_embeddings(filled, rows, VIDEO, 'm2', dry_run=True) for rows in (pieces, table))
+    assert ours == whole == save_embeddings(filled, partial(pieces, rows=1), VIDEO, 'm2')
+    assert (ours['rows'], ours['updated'], ours['missing_ids']) == (21, 20, ['gone'])
+    assert save_embeddings(filled, table, VIDEO, 'm2')['unchanged'] == 20
+
+
+def test_a_key_in_two_pieces_is_refused_by_name(filled, parted):
+    before = contents(filled, 'video_embeddings')
+    table, pieces = parted
+    again = table.slice(20).set_column(0, VIDEO, pa.array([ids(20)[4].upper()]))
+    with pytest.raises(InputError, match=r'the same key more than once \(1 such\)') as error:
+        save_embeddings(filled, lambda: [*pieces(), again], VIDEO, 'm2')
+    assert ids(20)[4].upper() in str(error.value)
+    assert contents(filled, 'video_embeddings') == before
+
+
+@pytest.mark.fault(
+    'a part of the embeddings is damaged, and those before it have been sent',
+    sees='an error that names the file; the state before',
+)
+def test_a_damaged_part_takes_all_with_it(filled, parted, tmp_path):
+    before, content = contents(filled, 'video_embeddings'), (tmp_path / '2.parquet').read_bytes()
+    (tmp_path / '2.parquet').write_bytes(content[:-9])
+    with pytest.raises(InputError, match=r'2\.parquet is not a Parquet file'):
+        save_embeddings(filled, parted[1], VIDEO, 'm2')
+    assert contents(filled, 'video_embeddings') == before
+
+
+@pytest.mark.fault(
+    'connection lost between two parts of an upsert', sees='nothing: it is done again from the first part'
+)
+def test_pieces_are_read_again_after_a_lost_connection(filled, parted):
+    calls = []
+
+    def pieces():
+        calls.append(1)
+        for i, piece in enumerate(parted[1](rows=3)):
+            if (len(calls), i) == (1, 1):
+                filled.execute('SELECT pg_terminate_backend(%s)', [conn.info.backend_pid])
+            yield piece
+
+    with connect(conninfo(filled)) as conn:
+        assert save_embeddings(conn, pieces, VIDEO, 'm2')['updated'] == 20
+    assert len(calls) > 1
+    assert versions(filled) == [('m2', 20)]
 
 
 def test_a_repetition_does_not_touch_a_row(filled):

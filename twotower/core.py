@@ -7,7 +7,8 @@ __all__ = ['USER', 'VIDEO', 'LABEL', 'KIND', 'STARS', 'TIME', 'LIKE', 'DISLIKE',
            'INTERACTIONS', 'ITEM_FEATURES', 'USER_FEATURES', 'PACKAGE', 'TwotowerError', 'InputError', 'SettingError',
            'OutsideError', 'GateError', 'beside', 'fsync', 'atomic_file', 'atomic_folder', 'sweep', 'point',
            'disk_advice', 'sha256', 'embeddings_schema', 'embeddings_table', 'conform', 'write_table', 'read_table',
-           'as_uuid', 'project_root', 'project_file', 'Installation', 'installation', 'Environment', 'environment']
+           'stream_table', 'as_uuid', 'as_uuids', 'project_root', 'project_file', 'Installation', 'installation',
+           'Environment', 'environment']
 
 # %% ../nbs/00_core.ipynb #bf5e6a2b
 import configparser
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -257,13 +259,41 @@ def read_table(
     schema: pa.Schema,  # what it must be
 ) -> pa.Table:  # exactly the columns of `schema`
     "Read Parquet and check it."
+    tables = []
+    for part in _parts_of(path):
+        with _parquet(part) as file:
+            tables.append(conform(file.read(), schema, str(part)))
+    return pa.concat_tables(tables)
+
+# %% ../nbs/00_core.ipynb #098f55d1
+def _parts_of(path: Path | str) -> list[Path]:
+    "The files of a table, in order."
     parts = sorted(Path(path).glob('*.parquet')) if Path(path).is_dir() else [Path(path)]
     if not parts or not parts[0].is_file():
         raise InputError(f'{path} does not exist: has the stage that writes it run?')
+    return parts
+
+
+@contextmanager
+def _parquet(part: Path) -> Iterator[pq.ParquetFile]:
+    "An open file; what is no Parquet is an error with its name."
     try:
-        return pa.concat_tables([conform(pq.read_table(part), schema, str(part)) for part in parts])
+        with pq.ParquetFile(part) as file:
+            yield file
     except pa.ArrowInvalid as error:
-        raise InputError(f'{path} is not a Parquet file: {error}; start a new run') from error
+        raise InputError(f'{part} is not a Parquet file: {error}; start a new run') from error
+
+
+def stream_table(
+    path: Path | str,  # as `read_table`
+    schema: pa.Schema,  # what each piece must be
+    rows: int = 1 << 16,  # at most in a piece, 1 or more
+) -> Iterator[pa.Table]:  # never empty, in the order of `read_table`
+    "Read Parquet piece by piece, and check each."
+    for part in _parts_of(path):
+        with _parquet(part) as file:
+            for batch in file.iter_batches(rows):
+                yield conform(pa.Table.from_batches([batch]), schema, str(part))
 
 # %% ../nbs/00_core.ipynb #2a1e6ee5
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, 'https://twotower.example/ids')
@@ -277,6 +307,18 @@ def as_uuid(
         return str(uuid.UUID(identifier))
     except ValueError:
         return str(uuid.uuid5(_NAMESPACE, identifier))
+
+# %% ../nbs/00_core.ipynb #3db41921
+_CANONICAL = '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'
+
+
+def as_uuids(
+    ids: pa.Array | pa.ChunkedArray,  # text, without nulls
+) -> pa.Array | pa.ChunkedArray:  # canonical UUIDs, in the same order
+    "The column, each id `as_uuid`."
+    if pc.all(pc.match_substring_regex(ids, _CANONICAL), min_count=0).as_py():
+        return ids
+    return pa.array([as_uuid(text) for text in ids.to_pylist()], pa.string())
 
 # %% ../nbs/00_core.ipynb #28642887
 PACKAGE = Path(twotower.__file__).parent
