@@ -122,13 +122,11 @@ def _mean_of_lists(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def spread(
-    rows: np.ndarray,  # lists from `top_k`, int64 (n_users, k), -1 where there is none
-    n_items: int,  # videos in the catalogue, > 0
+    shown: np.ndarray,  # how often each video of the catalogue is in a list, (n_items,), n_items > 0
 ) -> tuple[float, float]:  # coverage: share of the catalogue that is shown to anybody; Gini coefficient
     "How the lists spread over the catalogue."
-    shown = np.sort(np.bincount(rows[rows >= 0], minlength=n_items))
-    total = shown.sum()
-    gini = (2 * (np.arange(1, n_items + 1) * shown).sum() / total - n_items - 1) / n_items if total else np.nan
+    n, total = len(shown), shown.sum()
+    gini = (2 * (np.arange(1, n + 1) * np.sort(shown)).sum() / total - n - 1) / n if total else np.nan
     return float((shown > 0).mean()), float(gini)
 
 # %% ../nbs/13_metrics.ipynb #46cddf21
