@@ -43,6 +43,7 @@ from twotower.core import (
     project_file,
     project_root,
 )
+from .inputs import without_credentials
 from .runner import runner_app
 from .runs import SUMMARY, USER_EMBEDDINGS, Run, all_runs, create_run, find_run, read_json, write_json
 
@@ -169,6 +170,8 @@ def plan(
             raise SettingError(f'{path}: unknown parameters {unknown}; {name} has {sorted(kinds)}')
         values = {k: typed(v, kinds[k], f'{path}: {k}') for k, v in given.items()}
         values |= {k: typed(v, kinds[k], f'-p {k}', is_text=True) for k, v in settings.items() if k in kinds}
+        for k, v in values.items():
+            without_credentials(str(v), f'-p {k}' if k in settings else f'{path}: {k}')
         unused -= set(kinds)
         known |= set(kinds)
         plans.append(Stage(name, source, values | {'run_id': run_id}))

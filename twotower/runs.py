@@ -22,7 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from .core import GateError, InputError, SettingError, atomic_file, installation, point, project_root, sha256
-from .inputs import input_sha256, is_url
+from .inputs import input_sha256, is_url, without_credentials
 
 # %% ../nbs/08_runs.ipynb #0930742a
 PT, ONNX, META = 'two_tower_latest.pt', 'two_tower_latest.onnx', 'model_meta.json'
@@ -157,6 +157,7 @@ def checked_parameters(
                 str: '; put it in quotes (papermill -r instead of -p)',
             }.get(kind, '')
             raise SettingError(f'parameter {name} is {value!r}, must be {kind.__name__}{hint}')
+        without_credentials(str(value), f'parameter {name}')
     return SimpleNamespace(
         **{name: float(namespace[name]) if kind is float else namespace[name] for name, kind in declared.items()}
     )
