@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import tempfile
 import threading
 import time
@@ -35,7 +36,7 @@ from twotower.core import USER, VIDEO, InputError, OutsideError, SettingError, a
 from twotower.database import DECISIONS, save_videos
 from twotower.embed import TASTES, embed_live
 from twotower.prep import prepare_files
-from twotower.runs import SUMMARY, TRAIN, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, read_json
+from twotower.runs import SUMMARY, TRAIN, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, Run, read_json
 
 pytestmark = pytest.mark.ray
 first = test_judging.first  # a fixture
@@ -329,6 +330,37 @@ def test_a_machine_is_lost_while_embedding(database, home, machines, monkeypatch
     summaries = [read_json(folder / SUMMARY) | {'created_at': ''} for folder in (expected, found)]
     assert summaries[0] == summaries[1]
     assert pq.read_table(expected / TASTES).equals(pq.read_table(found / TASTES))
+
+
+def test_the_notebooks_run_on_a_cluster(home, database, machines, monkeypatch):
+    "`engine` as a setting of the whole chain: each stage in its own kernel, and the same run."
+    monkeypatch.setenv('RAY_ADDRESS', machines.cluster.address)
+
+    def twotower(*arguments: str) -> None:
+        done = subprocess.run(['twotower', *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    twotower('movielens')
+    for engine in ('local', 'ray'):
+        twotower('run', 'ci', '--run-id', engine, '--to', '04_embed', '-p', f'engine={engine}', '-p', 'rows=missing')
+    one, other = (Run(home / 'outputs' / 'runs' / engine) for engine in ('local', 'ray'))
+    for name, schema in FILES.items():
+        assert read_table(one.prep / name, schema).equals(read_table(other.prep / name, schema)), name
+    stages = [read_json(run.path / 'run.json')['stages'] for run in (one, other)]
+    assert [{stage['parameters']['engine'] for stage in done.values()} for done in stages] == [{'local'}, {'ray'}]
+    assert list(stages[0]) == list(stages[1]) == ['01_prep', '02_train', '03_eval', '04_embed']
+    lives = [Path(done['04_embed']['live']) for done in stages]
+    for folders, name, key in (
+        ((one.model, other.model), USER_EMBEDDINGS, USER),
+        (lives, VIDEO_EMBEDDINGS, VIDEO),
+    ):
+        ours, theirs = (read_table(folder / name, embeddings_schema(key)) for folder in folders)
+        assert ours[key].equals(theirs[key])
+        vectors = [table['embedding'].combine_chunks().flatten().to_numpy() for table in (ours, theirs)]
+        np.testing.assert_allclose(*vectors, rtol=0, atol=1e-4)
+    verdicts = [read_json(run.metrics) for run in (one, other)]
+    assert [verdict['verdict'] for verdict in verdicts] == ['pass', 'pass']
+    assert verdicts[1]['metrics'] == pytest.approx(verdicts[0]['metrics'], abs=1e-3)
 
 
 def test_a_cluster_is_needed_and_named(home, monkeypatch):

@@ -47,6 +47,9 @@ def cluster(
     "A connection to the cluster for the time of a stage."
     check_engine('ray')
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
+    os.environ.setdefault(
+        'RAY_task_oom_retries', str(RETRIES)
+    )  # without it a task that needs too much is tried for ever
     import ray
 
     if ray.is_initialized():
