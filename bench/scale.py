@@ -2,6 +2,7 @@
 
 python bench/scale.py prep 1 5 20             millions of reviews, in files of a million rows
 python bench/scale.py embed 0.05 0.2          millions of users, with a model of random weights
+python bench/scale.py rank 0.02 0.1           millions of users, whose lists of 20 among 50,000 videos are made and measured
     --engines local ray-1 ray-2               the number is that of the workers (processors) of the cluster
 
 Each line has a process of its own. Memory is the peak of the sum over its tree of processes, shared pages counted once (PSS, sampled twice a second).
@@ -20,15 +21,18 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from prep import CONFIG, make_reviews, make_videos
+from scipy import sparse
 
 from twotower.cluster import LOCAL, OnRay, cluster
 from twotower.cluster_prep import prepare_on_cluster
-from twotower.core import ITEM_FEATURES, USER, USER_FEATURES, OutsideError
+from twotower.core import DIMENSION, ITEM_FEATURES, USER, USER_FEATURES, OutsideError
 from twotower.embed import Embedder
+from twotower.evaluate import Judged, rank
 from twotower.features import fit_encoding
 from twotower.model import TwoTower, export_onnx
 from twotower.prep import prepare_files
@@ -59,16 +63,31 @@ def reviews_of(folder: Path, millions: float) -> Path:
 
 def model_of(folder: Path, prep: Path) -> Path:
     "A model of random weights for what was prepared."
-    place = folder / 'model'
+    place, draft = folder / 'model', folder / '.model'
     if not place.exists():
-        place.mkdir()
+        draft.mkdir(exist_ok=True)
         items, users = pq.read_table(prep / ITEMS).cast(ITEM_FEATURES), pq.read_table(prep / USERS).cast(USER_FEATURES)
         encoding = fit_encoding(items, users, 500, 1000)
-        model = TwoTower(encoding['user']['width'], encoding['item']['width'])
-        export_onnx(model, place / ONNX)
-        export_sparse_onnx(model, place / SPARSE_ONNX)
-        write_json(place / META, {'encoding': encoding})
+        model = TwoTower(encoding['user']['width'], encoding['item']['width'], hidden=128)
+        export_onnx(model, draft / ONNX)
+        export_sparse_onnx(model, draft / SPARSE_ONNX)
+        write_json(draft / META, {'encoding': encoding})
+        draft.rename(place)
     return place
+
+
+def judged_of(n: int, m: int = 50_000) -> Judged:
+    "Users and videos at random: 20 opinions of each user in training, of them 10 likes, and 3 held-out likes."
+    rng = np.random.default_rng(0)
+    users, items = (rng.standard_normal((k, DIMENSION), np.float32) for k in (n, m))
+
+    def opinions(each: int) -> sparse.csr_matrix:
+        columns = rng.integers(m, size=n * each, dtype=np.int32)
+        return sparse.csr_matrix((np.ones(n * each, np.float32), columns, np.arange(0, n * each + 1, each)), (n, m))
+
+    liked, ids = opinions(3), pa.array(np.arange(n).astype(str))
+    rows, labels = np.repeat(np.arange(n), 3), np.tile([1, 1, 0], n)
+    return Judged(ids, users, items, opinions(20), opinions(10), liked, rows, liked.indices, labels, 0)
 
 
 @contextmanager
@@ -97,6 +116,10 @@ def work(what: str, millions: float, engine: str, folder: Path) -> None:
             with tempfile.TemporaryDirectory(dir=folder) as out:
                 summary = prepare(Path(out) / 'prep', make_videos(), config)
             rows = sum(sum(kinds.values()) for kinds in summary['interactions'].values())
+        elif what == 'rank':
+            judged, on = judged_of(int(millions * 1e6)), OnRay() if workers else LOCAL
+            *_, totals = rank(judged.users, judged.items, judged, 20, engine=on)
+            rows = int(totals.shown.sum())
         else:
             file, on = pq.ParquetFile(folder / 'prepared' / USERS), OnRay() if workers else LOCAL
             wanted = int(millions * 1e6)
@@ -131,7 +154,7 @@ def measured(command: list[str]) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=['prep', 'embed'])
+    parser.add_argument('what', choices=['prep', 'embed', 'rank'])
     parser.add_argument('millions', nargs='+', type=float)
     parser.add_argument('--engines', nargs='+', default=['local', 'ray-1', 'ray-2'])
     parser.add_argument('--folder', type=Path, default=Path(tempfile.gettempdir()) / 'twotower-bench')

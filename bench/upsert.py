@@ -2,6 +2,7 @@
 
     python bench/upsert.py [ROWS ...] [--index] [--pairs N] [--part N]
     python bench/upsert.py [ROWS ...] --streams [--pairs N]
+    python bench/upsert.py [ROWS ...] --memory
 
 By hand means: the same Arrow table becomes the bytes of one binary COPY in a few lines of NumPy, and nothing is checked, compared or counted.
 `fill` is an empty table, `replace` the same rows with other vectors. With --index the table has its HNSW index: it is there from the
@@ -10,17 +11,22 @@ With --part the table is filled once, with its index built at the end, and both 
 each row that is changed costs a walk through the graph of all rows, so that a part tells what the whole would take.
 With --streams nothing is merged: it measures what more connections would do for the way into the stage, whose rows are checked and sent by one, two or four threads,
 each through a COPY of its own. A table for several connections can not be a temporary one, so it is an unlogged one.
+With --memory the rows are in a Parquet file, and are saved once as a table and once piece by piece, each in a process of its own, whose peak of memory is printed.
 Seconds of the processor are those of this process and of the server's processes together.
 Makes its own embedded PostgreSQL in a temporary folder and throws it away.
 """
 
 import argparse
+import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +35,7 @@ import psycopg
 import pyarrow as pa
 
 from twotower import database, embedded
-from twotower.core import DIMENSION, EMBEDDING, VIDEO, embeddings_schema
+from twotower.core import DIMENSION, EMBEDDING, VIDEO, embeddings_schema, read_table, stream_table, write_table
 from twotower.database import connect, migrate, save_embeddings
 
 ROW = np.dtype(
@@ -160,8 +166,44 @@ def staged(conn: psycopg.Connection, server: psutil.Process, dsn: str, n: int, p
         print(f'| {n:,} | {name} | {wall:.2f} | {used:.2f} |', flush=True)
 
 
+def held(conn: psycopg.Connection, dsn: str, folder: Path, n: int) -> None:
+    "Peak memory of a process that saves a file, whole and in pieces."
+    conn.execute('TRUNCATE videos CASCADE; DROP INDEX IF EXISTS video_embeddings_nearest')
+    query = (
+        'INSERT INTO videos (id, content_id, product_url) SELECT gen_random_uuid(), i, i FROM generate_series(1, %s) i'
+    )
+    conn.execute(query, [n])
+    path, keys = folder / f'{n}.parquet', [key for (key,) in conn.execute('SELECT id FROM videos')]
+    write_table(path, rows(keys, 0), embeddings_schema(VIDEO))
+    for how in ('whole', 'pieces'):
+        conn.execute('TRUNCATE video_embeddings')
+        began = time.perf_counter()
+        command = [sys.executable, __file__, '--one', how, str(path), dsn]
+        peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        print(f'| {n:,} | {how} | {float(peak):.2f} | {time.perf_counter() - began:.1f} |', flush=True)
+
+
+def save_one(how: str, path: str, dsn: str) -> None:
+    "In a process of its own: save the file, and print the peak of memory in GB."
+    with connect(dsn) as conn:
+        read = partial(read_table if how == 'whole' else stream_table, path, embeddings_schema(VIDEO))
+        save_embeddings(conn, read() if how == 'whole' else read, VIDEO, how)
+    # not getrusage, which goes on with what the parent had
+    print(int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1]) / 2**20)
+
+
+HEADS = {
+    'streams': '| rows | stage, connections | wall s | CPU s |\n| ---: | --- | ---: | ---: |',
+    'memory': '| rows | given | peak GB | wall s |\n| ---: | --- | ---: | ---: |',
+    '': '| rows | index | step | rows/s | by hand | share | wall / CPU s | by hand |\n'
+    '| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |',
+}
+
+
 def main() -> None:
     "Print the table."
+    if sys.argv[1:2] == ['--one']:
+        return save_one(*sys.argv[2:])
     parser = argparse.ArgumentParser()
     parser.add_argument('rows', nargs='*', type=int, default=[100_000])
     parser.add_argument('--index', action='store_true')
@@ -170,6 +212,7 @@ def main() -> None:
     parser.add_argument(
         '--streams', action='store_true', help='only the way into the stage, by one or more connections'
     )
+    parser.add_argument('--memory', action='store_true', help='only the memory that a file takes, whole and in pieces')
     given, folder = parser.parse_args(), Path(tempfile.mkdtemp())
     conn = connect(dsn := embedded.start(folder, linger=5))
     server = psutil.Process(int((folder / 'data' / 'postmaster.pid').read_text().split()[0]))
@@ -177,15 +220,12 @@ def main() -> None:
     print(
         f'load {psutil.getloadavg()[0]:.1f}, {psutil.cpu_count()} cores, {given.pairs} pairs, {database.target(conn)}'
     )
-    if given.streams:
-        print('| rows | stage, connections | wall s | CPU s |\n| ---: | --- | ---: | ---: |')
-    else:
-        print(
-            '| rows | index | step | rows/s | by hand | share | wall / CPU s | by hand |\n| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |'
-        )
+    print(HEADS['streams' if given.streams else 'memory' if given.memory else ''])
     for n in given.rows:
         if given.streams:
             staged(conn, server, dsn, n, given.pairs)
+        elif given.memory:
+            held(conn, dsn, folder, n)
         else:
             measure(conn, server, n, given.index, given.pairs, given.part)
     conn.close()

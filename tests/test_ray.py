@@ -15,12 +15,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import test_judging
+from moto.server import ThreadedMotoServer
 from scipy import sparse
 from test_bad_input import GOOD, HEAD, REFUSED
 from test_bad_input import MASTER as FIVE
@@ -85,7 +87,22 @@ class Machines:
 
 
 @pytest.fixture(scope='module')
-def machines():
+def bucket():
+    "An S3 service on this machine: yields the settings by which its clients find it."
+    server = ThreadedMotoServer('127.0.0.1', 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield {
+        'AWS_ENDPOINT_URL': f'http://{host}:{port}',
+        'AWS_ACCESS_KEY_ID': 'anybody',
+        'AWS_SECRET_ACCESS_KEY': 'anything',
+        'AWS_DEFAULT_REGION': 'us-east-1',
+    }
+    server.stop()
+
+
+@pytest.fixture(scope='module')
+def machines(bucket):
     folder = Path(tempfile.mkdtemp(prefix='ray'))  # a socket's path must be short
     (folder / 'ray').mkdir()
     known = {
@@ -93,6 +110,7 @@ def machines():
         'RAY_USAGE_STATS_ENABLED': '0',
         'RAY_memory_monitor_refresh_ms': '0',
         'RAY_worker_niceness': '0',
+        **bucket,
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in known.items():
@@ -151,6 +169,23 @@ def test_a_file_without_rows_is_read_like_the_others(both, home):
     as_files(home / 'in', reviews(60), 1)
     (home / 'in' / '1.csv').write_text(HEAD)
     both(input='in', parts=2)
+
+
+def test_a_bucket_is_read_like_a_folder(both, home):
+    as_files(home / 'in', reviews(), 3)
+    expected = prepare_files(home / 'disk', MASTER, SimpleNamespace(**CONFIG | {'input': 'in'}))
+    store = fsspec.filesystem('s3')
+    store.mkdir('reviews')
+    store.put(f'{home}/in/', 's3://reviews/2026/', recursive=True)
+    store.pipe('reviews/2026/_SUCCESS', b'')
+    folder = both(input='s3://reviews/2026/', parts=3)
+    assert read_json(folder / SUMMARY)['interactions'] == expected['interactions']
+    for name, schema in FILES.items():
+        assert read_table(folder / name, schema).equals(read_table(home / 'disk' / name, schema)), name
+    store.pipe('reviews/2026/notes.txt', b'')
+    for prepare in (prepare_files, prepare_on_cluster):
+        with pytest.raises(InputError, match=r's3://reviews/2026/ holds s3://reviews/2026/notes\.txt \(1 such\)'):
+            prepare(home / 'prep', MASTER, SimpleNamespace(**CONFIG | {'input': 's3://reviews/2026/'}))
 
 
 def test_decisions_find_the_reviewer_they_belong_to(both, home):

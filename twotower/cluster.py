@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pyarrow as pa
 
-from .core import OutsideError, SettingError, TwotowerError, environment
+from .core import OutsideError, SettingError, TwotowerError, environment, sha256
 
 # %% ../nbs/39_cluster.ipynb #e74a0bc6
 ENGINES = ('local', 'ray')
@@ -47,9 +48,7 @@ def cluster(
     "A connection to the cluster for the time of a stage."
     check_engine('ray')
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
-    os.environ.setdefault(
-        'RAY_task_oom_retries', str(RETRIES)
-    )  # without it a task that needs too much is tried for ever
+    os.environ.setdefault('RAY_task_oom_retries', str(RETRIES))
     import ray
 
     if ray.is_initialized():
@@ -98,7 +97,10 @@ def plain_errors() -> Iterator[None]:
             seen.append(found)
             found = getattr(found, 'cause', None) or found.__cause__ or found.__context__
         if isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError):
-            raise OutsideError(f'the Ray cluster failed: {error}') from error
+            said = str(error)
+            if isinstance(error, ray.exceptions.OutOfMemoryError):  # goes on with pages of bookkeeping
+                said = f'{said.strip().splitlines()[0]}; use machines with more memory, or fewer processors of each'
+            raise OutsideError(f'the Ray cluster failed: {said}') from error
         raise
 
 # %% ../nbs/39_cluster.ipynb #3bd3beb2
@@ -129,16 +131,18 @@ _UNPACKED: dict[str, tempfile.TemporaryDirectory] = {}
 class Carried:
     "Some files of a folder, wherever they are needed."
 
-    files: dict[str, bytes]  # name: content
+    key: str  # of their content
+    files: dict[str, Any]  # name: reference to its content, uint8
 
     def __fspath__(self) -> str:
-        content = hashlib.sha256(repr([(name, hashlib.sha256(c).digest()) for name, c in self.files.items()]).encode())
-        if (key := content.hexdigest()) not in _UNPACKED:
+        if self.key not in _UNPACKED:
+            import ray
+
             folder = tempfile.TemporaryDirectory(prefix='twotower-')  # of a name that nobody else can know
-            for name, content in self.files.items():
+            for name, content in zip(self.files, ray.get(list(self.files.values())), strict=True):
                 Path(folder.name, name).write_bytes(content)
-            _UNPACKED[key] = folder  # removed when the process ends
-        return _UNPACKED[key].name
+            _UNPACKED[self.key] = folder  # removed when the process ends
+        return _UNPACKED[self.key].name
 
 # %% ../nbs/39_cluster.ipynb #f7db1538
 RETRIES = 10  # times that a function is called again whose process or machine was lost
@@ -195,7 +199,9 @@ class OnRay:
 
     def carry(self, folder: Path, names: Iterable[str]) -> Carried:
         "Something with a path that holds the files."
-        return Carried({name: (folder / name).read_bytes() for name in names if (folder / name).is_file()})
+        there = [name for name in names if (folder / name).is_file()]
+        key = hashlib.sha256(repr([(name, sha256(folder / name)) for name in there]).encode()).hexdigest()
+        return Carried(key, {name: put(np.fromfile(folder / name, np.uint8)) for name in there})
 
 # %% ../nbs/39_cluster.ipynb #2210c15b
 def put(

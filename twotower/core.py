@@ -275,10 +275,10 @@ def _parts_of(path: Path | str) -> list[Path]:
 
 
 @contextmanager
-def _parquet(part: Path) -> Iterator[pq.ParquetFile]:
+def _parquet(part: Path, **options) -> Iterator[pq.ParquetFile]:
     "An open file; what is no Parquet is an error with its name."
     try:
-        with pq.ParquetFile(part) as file:
+        with pq.ParquetFile(part, **options) as file:
             yield file
     except pa.ArrowInvalid as error:
         raise InputError(f'{part} is not a Parquet file: {error}; start a new run') from error
@@ -291,7 +291,7 @@ def stream_table(
 ) -> Iterator[pa.Table]:  # never empty, in the order of `read_table`
     "Read Parquet piece by piece, and check each."
     for part in _parts_of(path):
-        with _parquet(part) as file:
+        with _parquet(part, pre_buffer=False, buffer_size=1 << 20) as file:  # else a whole row group is held
             for batch in file.iter_batches(rows):
                 yield conform(pa.Table.from_batches([batch]), schema, str(part))
 

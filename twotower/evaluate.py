@@ -161,10 +161,14 @@ def totals_of(
 ) -> Totals:  # of these lists
     "Add up what the lists show and find."
     there, (n, m) = lists >= 0, liked.shape
-    rows, videos = np.nonzero(there)[0], lists[there]
+    rows, videos, liked = (
+        np.nonzero(there)[0],
+        lists[there],
+        liked.astype(bool),
+    )  # a copy: what Ray hands on is read-only
     inside = sparse.csr_matrix((np.ones(m), (np.arange(m), group)), (m, len(GROUPS)))
-    found = sparse.csr_matrix((np.ones(len(videos)), (rows, videos)), (n, m)).multiply(liked > 0)
-    wanted, got = ((matrix @ inside).toarray() for matrix in (liked > 0, found))
+    found = sparse.csr_matrix((np.ones(len(videos)), (rows, videos)), (n, m)).multiply(liked)
+    wanted, got = ((matrix @ inside).toarray() for matrix in (liked, found))
     recall = np.divide(got, wanted, out=np.zeros_like(got), where=wanted > 0).sum(0)
     shown = sparse.csr_matrix((np.ones(len(videos), np.int64), (np.zeros_like(videos), videos)), (1, m))
     return Totals(shown, (wanted > 0).sum(0), wanted.sum(0).astype(int), recall)

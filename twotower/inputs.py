@@ -33,7 +33,10 @@ def _located(address: str | Path) -> tuple[Any, str]:
     "The file system of an address and the path in it; the library is loaded when the first address comes."
     import fsspec
 
-    return fsspec.core.url_to_fs(str(address))
+    try:
+        return fsspec.core.url_to_fs(str(address))
+    except (ImportError, ValueError) as error:  # a library that is not there, an unknown name
+        raise SettingError(f'{address} can not be opened: {error}') from error
 
 # %% ../nbs/38_inputs.ipynb #636c7f07
 _SECRET = re.compile(
