@@ -9,11 +9,13 @@ __all__ = ['SUFFIXES', 'is_url', 'without_credentials', 'input_files', 'is_there
 # %% ../nbs/38_inputs.ipynb #d6e52267
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from glob import glob, has_magic
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from .core import InputError, SettingError, project_root
+from .core import InputError, OutsideError, SettingError, TwotowerError, project_root
 
 if TYPE_CHECKING:
     import duckdb
@@ -29,14 +31,19 @@ def is_url(
     return '://' in str(name)
 
 
-def _located(address: str | Path) -> tuple[Any, str]:
-    "The file system of an address and the path in it; the library is loaded when the first address comes."
-    import fsspec
+@contextmanager
+def _far(address: str | Path) -> Iterator[tuple[Any, str]]:
+    "The file system of an address and the path in it; what goes wrong there is said with the address."
+    import fsspec  # takes a while, and most names are local
 
     try:
-        return fsspec.core.url_to_fs(str(address))
+        yield fsspec.core.url_to_fs(str(address))
     except (ImportError, ValueError) as error:  # a library that is not there, an unknown name
         raise SettingError(f'{address} can not be opened: {error}') from error
+    except TwotowerError:
+        raise
+    except Exception as error:  # each storage has errors of its own, for no connection, no credentials or no permission
+        raise OutsideError(f'{address} can not be read: {error}') from error
 
 # %% ../nbs/38_inputs.ipynb #636c7f07
 _SECRET = re.compile(
@@ -62,11 +69,11 @@ def without_credentials(
 def _listing(name: str | Path) -> list[str] | None:
     "What a folder or a pattern holds; None where the name is that of a file."
     if is_url(name):
-        system, path = _located(without_credentials(str(name), 'an address'))
-        if system.isfile(path) or not (system.isdir(path) or has_magic(path)):
-            return None
-        found = system.ls(path, detail=False) if system.isdir(path) else filter(system.isfile, system.glob(path))
-        return [system.unstrip_protocol(one) for one in found if one.strip('/') != path.strip('/')]
+        with _far(without_credentials(str(name), 'an address')) as (system, path):
+            if system.isfile(path) or not (system.isdir(path) or has_magic(path)):
+                return None
+            found = system.ls(path, detail=False) if system.isdir(path) else filter(system.isfile, system.glob(path))
+            return [system.unstrip_protocol(one) for one in found if one.strip('/') != path.strip('/')]
     place = project_root() / name
     if place.is_dir():
         return [str(path) for path in place.iterdir()]
@@ -98,8 +105,8 @@ def is_there(
     "Can a file be read?"
     if not is_url(path):
         return Path(path).is_file()
-    system, inside = _located(path)
-    return system.isfile(inside)
+    with _far(path) as (system, inside):
+        return system.isfile(inside)
 
 
 def open_input(
@@ -110,8 +117,8 @@ def open_input(
     options = {'encoding': 'utf-8-sig', 'errors': 'replace', 'newline': ''} if text else {}
     if not is_url(path):
         return open(path, 'r' if text else 'rb', **options)
-    system, inside = _located(path)
-    return system.open(inside, 'r' if text else 'rb', **options)
+    with _far(path) as (system, inside):
+        return system.open(inside, 'r' if text else 'rb', **options)
 
 
 def input_sha256(
@@ -131,7 +138,7 @@ def let_duckdb_read(
 ) -> None:
     "Make an address readable in SQL."
     if is_url(path):
-        system, _ = _located(path)
-        names = [system.protocol] if isinstance(system.protocol, str) else list(system.protocol)
-        if 'file' not in names and not any(con.filesystem_is_registered(name) for name in names):
-            con.register_filesystem(system)
+        with _far(path) as (system, _):
+            names = [system.protocol] if isinstance(system.protocol, str) else list(system.protocol)
+            if 'file' not in names and not any(con.filesystem_is_registered(name) for name in names):
+                con.register_filesystem(system)
