@@ -20,7 +20,8 @@ import pyarrow as pa
 
 from twotower import embedded
 from twotower.core import DIMENSION, EMBEDDING, USER, VIDEO, embeddings_schema
-from twotower.database import connect, migrate, recommend, save_embeddings
+from twotower.database import connect, migrate, recommend
+from twotower.upsert import save_embeddings
 
 USERS, K = 200, 20
 

@@ -34,9 +34,10 @@ import psutil
 import psycopg
 import pyarrow as pa
 
-from twotower import database, embedded
+from twotower import database, embedded, upsert
 from twotower.core import DIMENSION, EMBEDDING, VIDEO, embeddings_schema, read_table, stream_table, write_table
-from twotower.database import connect, migrate, save_embeddings
+from twotower.database import connect, migrate
+from twotower.upsert import save_embeddings
 
 ROW = np.dtype(
     [('n', '>i2'), ('a', '>i4'), ('id', 'u1', 16), ('b', '>i4'), ('dim', '>i2'), ('zero', '>i2'), ('v', '>f2', DIMENSION)]
@@ -147,7 +148,7 @@ def staged(conn: psycopg.Connection, server: psutil.Process, dsn: str, n: int, p
 
     def send(door: psycopg.Connection, part: pa.Table) -> None:
         for start in range(0, len(part), 1 << 16):
-            database._copy_vectors(door, *database._checked_vectors(part.slice(start, 1 << 16), VIDEO))
+            upsert._copy_vectors(door, *upsert._checked_vectors(part.slice(start, 1 << 16), VIDEO))
 
     for _ in range(pairs):
         with conn.transaction():

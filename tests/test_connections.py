@@ -30,11 +30,11 @@ from twotower.database import (
     migrate,
     missing_videos,
     recommend,
-    save_embeddings,
     save_videos,
     similar,
     transaction,
 )
+from twotower.upsert import save_embeddings
 
 USERS = '"postgres.abcd" "hunter2"\n"postgres" "hunter2"\n'
 

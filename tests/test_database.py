@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from twotower import embedded
+from twotower.connections import retried
 from twotower.core import (
     EMBEDDING,
     TIME,
@@ -45,15 +46,14 @@ from twotower.database import (
     migrate,
     missing_videos,
     recommend,
-    retried,
     save_decisions,
-    save_embeddings,
     save_profiles,
     save_videos,
     schema_problems,
     similar,
     transaction,
 )
+from twotower.upsert import save_embeddings
 
 ANN, BEN = 'a0000000-0000-4000-8000-000000000001', 'b0000000-0000-4000-8000-000000000002'
 

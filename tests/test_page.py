@@ -17,10 +17,11 @@ from playwright.sync_api import expect, sync_playwright
 from toys import TITLES, run_to_look_at
 
 from twotower.core import DIMENSION, TIME, USER, VIDEO, as_uuid, embeddings_table
-from twotower.database import DECISION, DECISIONS, connect, save_decisions, save_embeddings, save_profiles, save_videos
+from twotower.database import DECISION, DECISIONS, connect, save_decisions, save_profiles, save_videos
 from twotower.database import VIDEOS as COLUMNS
 from twotower.page import show
 from twotower.runs import TRAIN, create_run, write_json
+from twotower.upsert import save_embeddings
 
 _QUIET = ('quic', 'sync', 'background-networking', 'component-update')
 OPTIONS = ['--no-sandbox', '--disable-gpu', '--no-first-run', *(f'--disable-{name}' for name in _QUIET)]

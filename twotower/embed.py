@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from .changes import HASH, NOW, changed_users, embedded_live, load_taste, remember_taste
 from .cluster import LOCAL, Local, OnRay
+from .connections import retried
 from twotower.core import (
     EMBEDDING,
     USER,
@@ -40,7 +41,7 @@ from twotower.core import (
     stream_table,
     sweep,
 )
-from .database import load_videos, missing_videos, retried, save_embeddings, similar
+from .database import load_videos, missing_videos, similar
 from .features import encode
 from .items_api import JST
 from .prep import number_videos, number_words, user_features
@@ -59,6 +60,7 @@ from twotower.runs import (
 )
 from .sources import workspace
 from .sparse_onnx import open_embedder
+from .upsert import save_embeddings
 
 # %% ../nbs/04_embed.ipynb #8b40aa29
 def live_features(

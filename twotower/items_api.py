@@ -26,8 +26,9 @@ from pydantic import SecretStr
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from .changes import move_mark, taken_through
+from .connections import Connection, retried
 from .core import OutsideError, SettingError, environment
-from .database import VIDEOS, Connection, retried, save_videos, transaction
+from .database import VIDEOS, save_videos, transaction
 from .progress import progress
 
 # %% ../nbs/16_items_api.ipynb #56518a2a
