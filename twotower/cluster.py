@@ -144,7 +144,7 @@ class Carried:
             _UNPACKED[self.key] = folder  # removed when the process ends
         return _UNPACKED[self.key].name
 
-# %% ../nbs/39_cluster.ipynb #f7db1538
+# %% ../nbs/39_cluster.ipynb #68bd90e5
 RETRIES = 10  # times that a function is called again whose process or machine was lost
 
 
@@ -157,7 +157,7 @@ class _Worker:
     def __call__(self, table: pa.Table) -> pa.Table:
         return self.made(table)
 
-
+# %% ../nbs/39_cluster.ipynb #f7db1538
 class OnRay:
     "A cluster: parts go to all processors, each with one."
 

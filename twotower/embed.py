@@ -30,34 +30,16 @@ from .changes import HASH, NOW, changed_users, embedded_live, load_taste, rememb
 from .cluster import LOCAL, Local, OnRay
 from .connections import retried
 from twotower.core import (
-    EMBEDDING,
-    USER,
-    VIDEO,
-    SettingError,
-    as_uuids,
-    atomic_folder,
-    embeddings_schema,
-    embeddings_table,
-    stream_table,
-    sweep,
-)
+    EMBEDDING, USER, VIDEO, SettingError, as_uuids, atomic_folder, embeddings_schema, embeddings_table, stream_table, sweep,
+)  # fmt: skip
 from .database import load_videos, missing_videos, similar
 from .features import encode
 from .items_api import JST
 from .prep import number_videos, number_words, user_features
 from .progress import progress
 from twotower.runs import (
-    META,
-    ONNX,
-    SPARSE_ONNX,
-    SUMMARY,
-    USER_EMBEDDINGS,
-    VIDEO_EMBEDDINGS,
-    Run,
-    blessed,
-    read_json,
-    write_json,
-)
+    META, ONNX, SPARSE_ONNX, SUMMARY, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, Run, blessed, read_json, write_json,
+)  # fmt: skip
 from .sources import workspace
 from .sparse_onnx import open_embedder
 from .upsert import save_embeddings
