@@ -329,9 +329,10 @@ def test_a_key_in_two_pieces_is_refused_by_name(filled, parted):
     'a part of the embeddings is damaged, and those before it have been sent',
     sees='an error that names the file; the state before',
 )
-def test_a_damaged_part_takes_all_with_it(filled, parted, tmp_path):
+@pytest.mark.parametrize('damage', [lambda c: c[:-9], lambda c: c[:20] + bytes(300) + c[320:]], ids=['end', 'middle'])
+def test_a_damaged_part_takes_all_with_it(filled, parted, tmp_path, damage):
     before, content = contents(filled, 'video_embeddings'), (tmp_path / '2.parquet').read_bytes()
-    (tmp_path / '2.parquet').write_bytes(content[:-9])
+    (tmp_path / '2.parquet').write_bytes(damage(content))
     with pytest.raises(InputError, match=r'2\.parquet is not a Parquet file'):
         save_embeddings(filled, parted[1], VIDEO, 'm2')
     assert contents(filled, 'video_embeddings') == before

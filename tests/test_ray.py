@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,6 +37,7 @@ from twotower.cluster_prep import prepare_on_cluster
 from twotower.core import USER, VIDEO, InputError, OutsideError, SettingError, as_uuid, embeddings_schema, read_table
 from twotower.database import DECISIONS, save_videos
 from twotower.embed import TASTES, embed_live
+from twotower.opened import open_page
 from twotower.prep import prepare_files
 from twotower.runs import SUMMARY, TRAIN, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, Run, read_json
 
@@ -81,9 +82,11 @@ class Machines:
     def add(self):
         return self.cluster.add_node(num_cpus=1, object_store_memory=200 * MB, **ports())
 
-    def kill_one(self) -> None:
+    def kill(self, node_id: str) -> None:
         "SIGKILL for a node and all of its processes."
-        self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
+        [node] = [node for node in self.nodes if node.node_id == node_id]
+        self.nodes.remove(node)
+        self.cluster.remove_node(node, allow_graceful=False)
 
 
 @pytest.fixture(scope='module')
@@ -242,37 +245,53 @@ def test_what_is_refused_is_refused_in_the_same_words(home, machines):
         prepare_on_cluster(home / 'prep', FIVE, SimpleNamespace(**CONFIG | {'max_negative_stars': 4.0}))
 
 
-def after(seconds: float, work) -> threading.Thread:
-    def wait():
-        time.sleep(seconds)
-        work()
+@contextmanager
+def lost(machines: Machines, mark: Path):
+    "Kill the first machine that says in the file that it works; another takes its place afterwards."
 
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
+    def wait() -> None:
+        while not (mark.is_file() and (node_id := mark.read_text())):
+            if over.wait(0.05):
+                return
+        machines.kill(node_id)
+        killed.append(node_id)
+
+    over, killed = threading.Event(), []
+    killer = threading.Thread(target=wait)
+    killer.start()
+    try:
+        yield
+    finally:
+        over.set()
+        killer.join()
+    assert killed, 'no machine was killed while it worked'
+    machines.nodes.append(machines.add())
 
 
-def slow(function):
+def at_work(mark: Path) -> None:
+    "Say so, once, and take time enough to be lost."
+    if not mark.exists():
+        mark.write_text(ray.get_runtime_context().get_node_id())
+    time.sleep(1)
+
+
+def slow(function, mark: Path):
     "The same function, with time enough for its machine to be lost."
 
     def slowed(*args, **kwargs):
-        time.sleep(1)
+        at_work(mark)
         return function(*args, **kwargs)
 
     return slowed
 
 
-@pytest.mark.fault(
-    'a machine of the cluster is lost during prep, evaluation or embedding', sees='nothing: the result of one machine'
-)
+@pytest.mark.fault('a machine of the cluster is lost during prep', sees='nothing: the result of one machine')
 def test_a_machine_is_lost_during_prep(both, home, machines, monkeypatch):
     as_files(home / 'in', reviews(), 3)
-    monkeypatch.setattr(cluster_prep, 'divided', slow(cluster_prep.divided))
-    monkeypatch.setattr(cluster_prep, 'opine', slow(cluster_prep.opine))
-    killer = after(3, machines.kill_one)
-    both(input='in', parts=4)
-    assert not killer.is_alive()
-    killer.join()
+    for name in ('opine', 'divided'):
+        monkeypatch.setattr(cluster_prep, name, slow(getattr(cluster_prep, name), home / 'mark'))
+    with lost(machines, home / 'mark'):
+        both(input='in', parts=4)
 
 
 def dies(part: int) -> int:
@@ -318,16 +337,15 @@ def close(one, other) -> bool:
     return one == pytest.approx(other, rel=1e-9, abs=1e-9) if isinstance(one, float) else one == other
 
 
-def test_a_machine_is_lost_during_evaluation(machines, monkeypatch):
+@pytest.mark.fault('a machine of the cluster is lost during evaluation', sees='nothing: the result of one machine')
+def test_a_machine_is_lost_during_evaluation(home, machines, monkeypatch):
     judged = judged_users()
     scores = {'calibration': {'scale': 1.0, 'bias': 0.0}, 'k': 10, 'memory_mb': 1}
     monkeypatch.setattr(evaluate.rank, '__defaults__', (1, LOCAL, 2_000))  # six parts
     expected, by_user = evaluate.score(judged, **scores)
-    monkeypatch.setattr(evaluate, '_listed', slow(evaluate._listed))
-    killer = after(4, machines.kill_one)
-    found, theirs = evaluate.score(judged, **scores, engine=OnRay())
-    assert not killer.is_alive()
-    killer.join()
+    monkeypatch.setattr(evaluate, '_listed', slow(evaluate._listed, home / 'mark'))
+    with lost(machines, home / 'mark'):
+        found, theirs = evaluate.score(judged, **scores, engine=OnRay())
     assert close(found, expected)
     for name in by_user.column_names[1:]:
         np.testing.assert_allclose(theirs[name].to_numpy(), by_user[name].to_numpy(), rtol=1e-9, atol=1e-9)
@@ -339,12 +357,7 @@ def test_the_verdict_is_the_same(first, machines):
     assert close(evaluate.judge(run, config, OnRay()), evaluate.judge(run, config))
 
 
-class Slow(embed.Embedder):
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        time.sleep(0.5)
-        return super().__call__(rows)
-
-
+@pytest.mark.fault('a machine of the cluster is lost while it embeds', sees='nothing: the embeddings of one machine')
 def test_a_machine_is_lost_while_embedding(database, home, machines, monkeypatch):
     save_videos(database, videos(range(40)))
     run = blessed_run(database, 'r1')
@@ -352,11 +365,16 @@ def test_a_machine_is_lost_while_embedding(database, home, machines, monkeypatch
     decide(database, *((u, f'c{v}', 'like', 1 + v) for u in ('ann', 'bob') for v in range(3)))
     params = SimpleNamespace(**DAILY)
     expected = embed_live(database, run, params, home / 'local')
+
+    class Slow(embed.Embedder):
+        def __call__(self, rows: pa.Table) -> pa.Table:
+            at_work(mark)
+            return super().__call__(rows)
+
+    mark = home / 'mark'
     monkeypatch.setattr(embed, 'Embedder', Slow)
-    killer = after(5, machines.kill_one)
-    found = embed_live(database, run, params, home / 'ray', OnRay())
-    assert not killer.is_alive()
-    killer.join()
+    with lost(machines, mark):
+        found = embed_live(database, run, params, home / 'ray', OnRay())
     for name, key in ((VIDEO_EMBEDDINGS, VIDEO), (USER_EMBEDDINGS, USER)):
         one, other = (read_table(folder / name, embeddings_schema(key)) for folder in (expected, found))
         assert one[key].equals(other[key])
@@ -368,7 +386,7 @@ def test_a_machine_is_lost_while_embedding(database, home, machines, monkeypatch
 
 
 def test_the_notebooks_run_on_a_cluster(home, database, machines, monkeypatch):
-    "`engine` as a setting of the whole chain: each stage in its own kernel, and the same run."
+    "`engine` as a setting of the whole chain: each stage in its own kernel, and the same run, which can be looked at."
     monkeypatch.setenv('RAY_ADDRESS', machines.cluster.address)
 
     def twotower(*arguments: str) -> None:
@@ -376,11 +394,15 @@ def test_the_notebooks_run_on_a_cluster(home, database, machines, monkeypatch):
         assert done.returncode == 0, done.stdout + done.stderr
 
     twotower('movielens')
-    for engine in ('local', 'ray'):
-        twotower('run', 'ci', '--run-id', engine, '--to', '04_embed', '-p', f'engine={engine}', '-p', 'rows=missing')
+    for engine, workers in (('local', 1), ('ray', 2)):
+        settings = [f'engine={engine}', f'workers={workers}', 'rows=missing']
+        twotower('run', 'ci', '--run-id', engine, '--to', '04_embed', *(f'-p{setting}' for setting in settings))
     one, other = (Run(home / 'outputs' / 'runs' / engine) for engine in ('local', 'ray'))
     for name, schema in FILES.items():
         assert read_table(one.prep / name, schema).equals(read_table(other.prep / name, schema)), name
+    assert len(list((other.prep / TRAIN).iterdir())) == 4
+    pages = [open_page(run) for run in (one, other)]
+    assert pages[0].opinions.equals(pages[1].opinions)
     stages = [read_json(run.path / 'run.json')['stages'] for run in (one, other)]
     assert [{stage['parameters']['engine'] for stage in done.values()} for done in stages] == [{'local'}, {'ray'}]
     assert list(stages[0]) == list(stages[1]) == ['01_prep', '02_train', '03_eval', '04_embed']
@@ -398,7 +420,14 @@ def test_the_notebooks_run_on_a_cluster(home, database, machines, monkeypatch):
     assert verdicts[1]['metrics'] == pytest.approx(verdicts[0]['metrics'], abs=1e-3)
 
 
-def test_a_cluster_is_needed_and_named(home, monkeypatch):
+def test_the_advice_for_too_little_memory_is_short(machines):
+    said = ray.exceptions.OutOfMemoryError('low on memory\nObject store memory usage: [- objects spillable: 0')
+    with pytest.raises(OutsideError, match='low on memory; use machines with more') as error, cluster.plain_errors():
+        raise said
+    assert 'spillable' not in str(error.value)
+
+
+def test_an_engine_without_ray_says_how_to_install_it(home, monkeypatch):
     monkeypatch.setattr(cluster.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(SettingError, match=r"engine is 'ray', and Ray is not installed: pip install 'twotower\[ray\]'"):
         check_engine('ray')

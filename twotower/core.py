@@ -280,7 +280,9 @@ def _parquet(part: Path, **options) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(part, **options) as file:
             yield file
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:  # OSError: of the disk, or of a page that can not be unpacked
+        if getattr(error, 'errno', None):
+            raise
         raise InputError(f'{part} is not a Parquet file: {error}; start a new run') from error
 
 

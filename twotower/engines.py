@@ -105,8 +105,10 @@ def torchrun(
 def _ray_loop(settings: dict) -> None:
     import ray.train.torch  # an optional dependency
 
-    if torch.cuda.is_available():
+    if settings['use_gpu']:
         torch.cuda.set_device(ray.train.torch.get_device())
+    else:  # Ray shows the GPUs of a machine also to workers that were given none
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''
     call(settings['work'], Path(settings['folder']))
 
 
@@ -124,8 +126,9 @@ def ray_train(
         gpus = ray.cluster_resources().get('GPU', 0)
         if device == 'cuda' and gpus < workers:
             raise SettingError(f'device is cuda, but the cluster has {gpus:g} GPUs for {workers} workers')
-        settings = {'work': work, 'folder': str(folder)}
-        scaling = train.ScalingConfig(num_workers=workers, use_gpu=device != 'cpu' and gpus >= workers)
+        use_gpu = device != 'cpu' and gpus >= workers
+        settings = {'work': work, 'folder': str(folder), 'use_gpu': use_gpu}
+        scaling = train.ScalingConfig(num_workers=workers, use_gpu=use_gpu)
         failing = train.FailureConfig(max_failures=RESTARTS)
         running = train.RunConfig(name='ray', storage_path=str(folder), failure_config=failing)
         try:

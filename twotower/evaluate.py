@@ -161,11 +161,8 @@ def totals_of(
 ) -> Totals:  # of these lists
     "Add up what the lists show and find."
     there, (n, m) = lists >= 0, liked.shape
-    rows, videos, liked = (
-        np.nonzero(there)[0],
-        lists[there],
-        liked.astype(bool),
-    )  # a copy: what Ray hands on is read-only
+    rows, videos = np.nonzero(there)[0], lists[there]
+    liked = liked.astype(bool)  # a copy, since what Ray hands on is read-only
     inside = sparse.csr_matrix((np.ones(m), (np.arange(m), group)), (m, len(GROUPS)))
     found = sparse.csr_matrix((np.ones(len(videos)), (rows, videos)), (n, m)).multiply(liked)
     wanted, got = ((matrix @ inside).toarray() for matrix in (liked, found))

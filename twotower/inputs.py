@@ -47,7 +47,8 @@ def _far(address: str | Path) -> Iterator[tuple[Any, str]]:
 
 # %% ../nbs/38_inputs.ipynb #636c7f07
 _SECRET = re.compile(
-    r'(^|[-_.])(sig|key|pwd)($|[-_.])|signature|token|secret|passw|credential|api_?key|accesskey', re.I
+    r'(^|[-_.])(sig|pwd|auth|jwt|code)($|[-_.])|^key$|signature|token|secret|passw|credential|(api|access)[-_]?key',
+    re.I,
 )
 
 
@@ -56,7 +57,7 @@ def without_credentials(
     where: str,  # what to call it in the error, which does not repeat it
 ) -> str:  # the same
     "Refuse an address that carries a password or a signature."
-    parts = ['a password'] if re.search('://[^/?#@]*:[^/?#@]+@', address) else []
+    parts = ['a password'] if re.search('^https?://[^/?#]+@|://[^/?#@]*:[^/?#@]+@', address) else []
     parts += [name for name in re.findall('[?&;]([^?&;=]+)=', address) if _SECRET.search(name)]
     if is_url(address) and parts:
         raise SettingError(
@@ -72,11 +73,13 @@ def _listing(name: str | Path) -> list[str] | None:
         with _far(without_credentials(str(name), 'an address')) as (system, path):
             if system.isfile(path) or not (system.isdir(path) or has_magic(path)):
                 return None
-            found = system.ls(path, detail=False) if system.isdir(path) else filter(system.isfile, system.glob(path))
-            return [system.unstrip_protocol(one) for one in found if one.strip('/') != path.strip('/')]
+            if not system.isdir(path):
+                return [system.unstrip_protocol(one) for one in system.glob(path) if system.isfile(one)]
+            found = {one['name']: '/' * (one['type'] == 'directory') for one in system.ls(path, detail=True)}
+            return [system.unstrip_protocol(f) + end for f, end in found.items() if f.strip('/') != path.strip('/')]
     place = project_root() / name
     if place.is_dir():
-        return [str(path) for path in place.iterdir()]
+        return [f'{path}/' if path.is_dir() else str(path) for path in place.iterdir()]
     if place.exists() or not has_magic(str(name)):
         return None
     return [path for path in glob(str(place), recursive=True) if Path(path).is_file()]
@@ -88,7 +91,7 @@ def input_files(
     "The files behind a name."
     if (found := _listing(name)) is None:
         return [str(name) if is_url(name) else str(project_root() / name)]
-    files = sorted(path for path in found if not path.rsplit('/', 1)[-1].startswith(('.', '_')))
+    files = sorted(path for path in found if not path.rstrip('/').rsplit('/', 1)[-1].startswith(('.', '_')))
     if strays := [path for path in files if not path.endswith(SUFFIXES)]:
         raise InputError(
             f'{name} holds {", ".join(strays[:3])} ({len(strays)} such), which are no {" or ".join(SUFFIXES)} files: '

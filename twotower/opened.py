@@ -81,7 +81,7 @@ def _opinions(path: Path, user_ids: pa.Array, item_ids: pa.Array) -> tuple[spars
 
 
 def _real(path: Path) -> pa.Table:
-    if not path.is_file():
+    if not path.exists():  # a folder of parts, if a cluster has written it
         raise InputError(f'{path} does not exist: has the stage that writes it run?')
     try:
         return pq.read_table(path, filters=pc.field(KIND) != PSEUDO)

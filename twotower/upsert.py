@@ -81,8 +81,10 @@ def _checked_vectors(piece: pa.Table, key: str) -> tuple[np.ndarray, np.ndarray]
     _offenders(ids, most > 65504, 'numbers must be within ±65504, the range of halfvec')
     _offenders(ids, most.astype(np.float16) == 0, 'a vector of zeros has no direction')
     keys = _uuid_bytes(ids)
-    _, place, counts = np.unique(keys.view('V16').ravel(), return_inverse=True, return_counts=True)
-    _offenders(ids, counts[place] > 1, 'the same key more than once')
+    _, place, counts = np.unique(keys.view('V16').ravel(), return_index=True, return_counts=True)
+    twice = np.zeros(len(keys), bool)
+    twice[place[counts > 1]] = True
+    _offenders(ids, twice, 'the same key more than once')
     return keys, vectors
 
 # %% ../nbs/44_upsert.ipynb #608376b4
