@@ -4,6 +4,7 @@ python bench/train.py                          1 million opinions; ours with bot
 python bench/train.py --millions 10 --engines rowwise --steps 50
 python bench/train.py --engines rowwise --profile       where the time goes
 python bench/train.py --device cuda --precision bfloat16 --engines rowwise --batch-size 4096 --steps 200
+python bench/train.py --millions 10 --device cuda --engines rowwise --batch-size 4096 --epochs 5     whole epochs of `learn.fit` too
 """
 
 import argparse
@@ -33,7 +34,7 @@ from twotower.optimize import DESCENTS, autocast, pick_device
 CONFIG = dict(
     loss='softmax', bce_weight=0.5, temperature=0.2, targets='all', mask_known=False, hard_weight=1.0,
     history_dropout=0.3, profile_dropout=0.5, id_dropout=0.1, average=0.98, warmup=20, hidden=128, dropout=0.0, learning_rate=0.006,
-    weight_decay=0.0, clip_norm=5.0, seed=0,
+    weight_decay=0.0, clip_norm=5.0, seed=0, start='random',
 )  # fmt: skip
 
 
@@ -132,7 +133,7 @@ def floor_bytes(data: TrainingSet, config: SimpleNamespace) -> float:
 
 def bandwidth(device: torch.device) -> float:
     "Bytes a second that a large copy reads and writes."
-    a = torch.zeros(1 << 26, device=device)
+    a = torch.zeros(1 << (28 if device.type == 'cuda' else 26), device=device)
     b, times = torch.empty_like(a), []
     for _ in range(6):
         started = time.perf_counter()
@@ -145,8 +146,15 @@ def bandwidth(device: torch.device) -> float:
 CLASSES = 'products', 'sums of rows and their gradient', 'moving rows', 'other weights', 'batch', 'loss and activations'
 
 
-def profile(steps, number: int) -> dict[str, float]:
-    "Share of the time of each class of work, by the operations' own time in the place where they were called."
+def epoch_seconds(data: TrainingSet, config: SimpleNamespace, epochs: int) -> float:
+    "Seconds of an epoch of `learn.fit`, the data being on the device; the first is left out."
+    ends = []
+    learn.fit(data, config, epochs, lambda model: ends.append(time.perf_counter()) or {})
+    return statistics.median(np.diff(ends))
+
+
+def profile(steps, number: int, gpu: bool) -> dict[str, float]:
+    "Share of the time of each class of work, by the operations' own time, on a GPU that of their kernels, in the place where they were called."
 
     def named(name, function):
         def call(*args, **kwargs):
@@ -160,9 +168,12 @@ def profile(steps, number: int) -> dict[str, float]:
         setattr(learn, name, named('batch', getattr(learn, name)))
     optimize.move_rows = named('moving rows', optimize.move_rows)
     descent.step = named('other weights', descent.step)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+    kinds = torch.profiler.ProfilerActivity
+    started = time.perf_counter()
+    with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA] if gpu else [kinds.CPU]) as profiled:
         for _ in range(number):
             next(steps)
+        wall = time.perf_counter() - started
     found = Counter()
     for event in profiled.events():
         place, kind = event, None
@@ -174,11 +185,12 @@ def profile(steps, number: int) -> dict[str, float]:
             elif '_Bag' in place.name:
                 kind = 'sums of rows and their gradient'
             place = place.cpu_parent
-        found[kind or 'loss and activations'] += event.self_cpu_time_total
-    return {name: found[name] / found.total() for name in CLASSES}
+        found[kind or 'loss and activations'] += event.self_device_time_total if gpu else event.self_cpu_time_total
+    busy = {'of the time, the GPU computed': found.total() / 1e6 / wall} if gpu else {}
+    return {name: found[name] / found.total() for name in CLASSES} | busy
 
 
-def run_one(engine: str, path: Path, config: SimpleNamespace, steps: int, show: bool) -> dict:
+def run_one(engine: str, path: Path, config: SimpleNamespace, steps: int, show: bool, epochs: int) -> dict:
     "In a process of its own: what was measured."
     torch.set_num_threads(config.threads)
     data = wide.load(path)
@@ -206,7 +218,10 @@ def run_one(engine: str, path: Path, config: SimpleNamespace, steps: int, show: 
         if device.type == 'cuda':
             result['peak GPU GB'] = torch.cuda.max_memory_allocated() / 1e9
         if show:
-            result['profile'] = profile(running, min(steps, 20))
+            result['profile'] = profile(running, min(steps, 20), device.type == 'cuda')
+        if epochs:
+            seconds = epoch_seconds(data, config, epochs)
+            result |= {'s an epoch of fit': seconds, 'examples/s of fit': len(data.pairs.columns) / seconds}
     return result
 
 
@@ -222,6 +237,7 @@ def main() -> None:
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--precision', default='float32')
     parser.add_argument('--profile', action='store_true')
+    parser.add_argument('--epochs', type=int, default=0)
     parser.add_argument('--folder', type=Path, default=Path(tempfile.gettempdir()) / 'twotower-bench')
     parser.add_argument('--one', help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -231,7 +247,7 @@ def main() -> None:
         keys = ('threads', 'batch_size', 'negatives', 'device', 'precision')
         config = SimpleNamespace(**CONFIG | {key: getattr(args, key) for key in keys})
         steps = args.dense_steps if args.one == 'dense' else args.steps
-        print(json.dumps(run_one(args.one, path, config, steps, args.profile)))
+        print(json.dumps(run_one(args.one, path, config, steps, args.profile, args.epochs)))
         return
     if not path.exists():
         data, users, items = wide.make(int(args.millions * 1e6))

@@ -433,6 +433,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'twotower.model.save_weights': ('model.html#save_weights', 'twotower/model.py'),
                                 'twotower.model.take': ('model.html#take', 'twotower/model.py'),
                                 'twotower.model.to_rows': ('model.html#to_rows', 'twotower/model.py'),
+                                'twotower.model.weighted_sums': ('model.html#weighted_sums', 'twotower/model.py'),
                                 'twotower.model.write_onnx': ('model.html#write_onnx', 'twotower/model.py')},
             'twotower.movielens': { 'twotower.movielens.MovieLens': ('movielens.html#movielens', 'twotower/movielens.py'),
                                     'twotower.movielens._decided': ('movielens.html#_decided', 'twotower/movielens.py'),
