@@ -109,10 +109,11 @@ def thin(
     "Take entries out of a batch."
     n, place = len(rows), owners(rows)
     group = place * 4 + kinds
-    before, after = torch.bincount(group, minlength=4 * n), torch.bincount(group[keep], minlength=4 * n).clamp(min=1)
-    values = torch.where(kinds > 0, rows.values * (before / after)[group].sqrt(), rows.values)
-    counts = torch.bincount(place[keep], minlength=n)
-    return Rows(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), rows.columns[keep], values[keep])
+    kept = keep.nonzero()[:, 0]
+    before, after = torch.bincount(group, minlength=4 * n), torch.bincount(group[kept], minlength=4 * n)
+    values = torch.where(kinds > 0, rows.values * (before / after.clamp(min=1))[group].sqrt(), rows.values)
+    counts = after.view(n, 4).sum(1)
+    return Rows(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), rows.columns[kept], values[kept])
 
 # %% ../nbs/19_learn.ipynb #48dfb9f8
 Pairs = tuple[Tensor, Tensor]  # rows of users and rows of candidates, int64 (P,) each
@@ -215,7 +216,7 @@ def batch_loss(
         team.entries(rows.starts.diff(), part), part,
     )  # fmt: skip
     users = model.user(thin(rows, kinds, visible), dropout(part))
-    said, asked = (kinds > 0) & (videos >= 0), asked & (videos >= 0)
+    said, asked = (kinds > 0) & (videos >= 0), (asked & (videos >= 0)).nonzero()[:, 0]
     pairs = take(data.pairs, which)[0] if config.loss == 'bce' else None
     wanted = videos[said] if config.loss != 'bce' else pairs.columns
     chosen, log_q = candidates(data.rated, wanted, config.negatives, generator, team)
@@ -233,14 +234,14 @@ def batch_loss(
         def pick(these: Tensor) -> Pairs:
             return place[these], found[these]
 
-        weights = data.weights[entries][asked]
+        weights = data.weights[entries[asked]]
         loss = softmax_loss(
             users, items, pick(asked), weights, config.temperature, log_q,
             pick(said & (kinds == LIKED)) if config.mask_known else None,
-            pick(said & (kinds == DISLIKED)), config.hard_weight, team.sum(weights.sum()),
+            pick(said & (kinds == DISLIKED)) if config.hard_weight != 1 else None, config.hard_weight, team.sum(weights.sum()),
         )  # fmt: skip
     if config.loss == 'mixed':
-        told = asked & (kinds != NEUTRAL_SEEN)
+        told = asked[kinds[asked] != NEUTRAL_SEEN]
         labels = (kinds[told] == LIKED).float()
         binary = binary_loss(users, items, pick(told), labels, config.temperature, team.count(len(labels)))
         loss = loss * (1 - config.bce_weight) + config.bce_weight * binary

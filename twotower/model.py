@@ -61,9 +61,9 @@ def take(
     "Some rows, in the given order."
     counts = rows.starts[which + 1] - rows.starts[which]
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    entries = torch.arange(int(starts[-1]), device=counts.device) + torch.repeat_interleave(
-        rows.starts[which] - starts[:-1], counts
-    )
+    number = int(starts[-1])
+    shift = torch.repeat_interleave(rows.starts[which] - starts[:-1], counts, output_size=number)
+    entries = torch.arange(number, device=counts.device) + shift
     return Rows(starts, rows.columns.index_select(0, entries), rows.values.index_select(0, entries)), entries
 
 
