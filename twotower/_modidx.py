@@ -658,6 +658,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'twotower.runs.create_run': ('runs.html#create_run', 'twotower/runs.py'),
                                'twotower.runs.files_of': ('runs.html#files_of', 'twotower/runs.py'),
                                'twotower.runs.find_run': ('runs.html#find_run', 'twotower/runs.py'),
+                               'twotower.runs.hashes': ('runs.html#hashes', 'twotower/runs.py'),
                                'twotower.runs.machine_facts': ('runs.html#machine_facts', 'twotower/runs.py'),
                                'twotower.runs.point_stable': ('runs.html#point_stable', 'twotower/runs.py'),
                                'twotower.runs.read_json': ('runs.html#read_json', 'twotower/runs.py'),

@@ -152,7 +152,8 @@ def binary_loss(
     total: int | None = None,  # pairs of all workers; None: these
 ) -> Tensor:  # mean binary cross entropy in nats, scalar
     "Binary cross entropy of labelled pairs, the logit being (cosine - 1/2) / temperature."
-    logits = ((users[pairs[0]] * items[pairs[1]]).sum(1) - 0.5) / temperature
+    cosines = (F.embedding(pairs[0], users) * F.embedding(pairs[1], items)).sum(1)  # [] adds gradients in any order
+    logits = (cosines - 0.5) / temperature
     number = len(labels) if total is None else total
     return F.binary_cross_entropy_with_logits(logits, labels, reduction='sum') / max(number, 1)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PT', 'ONNX', 'META', 'USER_EMBEDDINGS', 'VIDEO_EMBEDDINGS', 'FIRST_FILES', 'SPARSE_ONNX', 'MODEL_FILES', 'TRAIN',
            'VAL', 'ITEMS', 'USERS', 'SUMMARY', 'Run', 'read_json', 'write_json', 'create_run', 'all_runs', 'find_run',
-           'checked_parameters', 'machine_facts', 'record', 'files_of', 'blessed', 'point_stable']
+           'checked_parameters', 'machine_facts', 'hashes', 'record', 'files_of', 'blessed', 'point_stable']
 
 # %% ../nbs/08_runs.ipynb #294c509b
 import ast
@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -179,6 +180,16 @@ def machine_facts() -> dict:  # versions by package, git commit, platform
     }
 
 
+def hashes(
+    inputs: Iterable[Path | str],  # files and addresses
+) -> dict[str, str]:  # SHA-256 of each
+    "Hash several files at a time."
+    paths = list(inputs)
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda path: (input_sha256 if is_url(path) else sha256)(path), paths)
+        return dict(zip(map(str, paths), found, strict=True))
+
+
 def record(
     run: Run,  # the run to write in
     stage: str,  # such as `01_prep`
@@ -193,7 +204,7 @@ def record(
         'parameters': vars(parameters),
         'started_at': started.isoformat(),
         'seconds': round((datetime.now(UTC) - started).total_seconds(), 2),
-        'inputs': {str(path): (input_sha256 if is_url(path) else sha256)(path) for path in inputs},
+        'inputs': hashes(inputs),
         **facts,
         'machine': machine_facts(),
     }
