@@ -1,7 +1,7 @@
 """What Ray costs on one machine, and how time and memory grow; see SCALE.md.
 
 python bench/scale.py prep 1 5 20             millions of reviews, in files of a million rows
-python bench/scale.py embed 0.05 0.2          millions of users, with a model of random weights
+python bench/scale.py embed 0.05 0.164        millions of users, with a model of random weights
 python bench/scale.py rank 0.02 0.1           millions of users, whose lists of 20 among 50,000 videos are made and measured
     --engines local ray-1 ray-2               the number is that of the workers (processors) of the cluster
 
