@@ -188,7 +188,7 @@ def profile(steps, number: int, gpu: bool) -> dict[str, float]:
                 kind = 'sums of rows and their gradient'
             place = place.cpu_parent
         found[kind or 'loss and activations'] += event.self_device_time_total if gpu else event.self_cpu_time_total
-    busy = {'of the time, the GPU computed': found.total() / 1e6 / wall} if gpu else {}
+    busy = {'of the time under the profiler, the GPU computed': found.total() / 1e6 / wall} if gpu else {}
     return {name: found[name] / found.total() for name in CLASSES} | busy
 
 
