@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LIKED', 'DISLIKED', 'NEUTRAL_SEEN', 'OWN_ID', 'POPULARITY', 'Pairs', 'TARGETS', 'OTHER', 'TrainingSet',
-           'training_set', 'thin', 'softmax_loss', 'binary_loss', 'hide', 'candidates', 'batch_loss', 'linear_model',
-           'everybody', 'start_linear', 'batches', 'checkpoint_name', 'save_checkpoint', 'load_checkpoint',
-           'own_checkpoint', 'own_epochs', 'forget', 'newest_checkpoint', 'fit']
+           'training_set', 'thin', 'softmax_loss', 'binary_loss', 'hide', 'candidates', 'embed_candidates',
+           'batch_loss', 'linear_model', 'everybody', 'start_linear', 'batches', 'one_epoch', 'checkpoint_name',
+           'save_checkpoint', 'load_checkpoint', 'own_checkpoint', 'own_epochs', 'forget', 'newest_checkpoint', 'fit']
 
 # %% ../nbs/19_learn.ipynb #b0959595
 import hashlib
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from .core import SettingError, TwotowerError, atomic_file
 from .model import Rows, TwoTower, owners, take, to_rows
-from .optimize import DESCENTS, autocast, pick_device
+from .optimize import DESCENTS, Descent, autocast, pick_device
 from .progress import progress
 from .sharded import assembled, first_layer
 from .workers import ALONE, Alone, Part, draw, dropout
@@ -199,6 +199,23 @@ def candidates(
     rows, counts = torch.cat([wanted, drawn]).unique(return_counts=True)
     return rows, (counts / len(wanted) + number / len(rated)).clamp(max=1).log()
 
+# %% ../nbs/19_learn.ipynb #9c7b2863
+def embed_candidates(
+    model: TwoTower,  # in training mode
+    data: TrainingSet,  # what to learn from
+    chosen: Tensor,  # item rows, int64 (C,)
+    id_dropout: float,  # share of them whose own entries are hidden, 0 to 1
+    generator: torch.Generator,  # of what is hidden
+    team: Alone = ALONE,  # who embeds the others
+) -> Tensor:  # (C, D), unit norm
+    "Embeddings of the candidates."
+    mine, part = team.slice(len(chosen))
+    rows, entries = take(data.items, chosen[mine])
+    known = draw(len(rows), generator, part) >= id_dropout
+    shown = (data.own[entries] == 0) | known[owners(rows)]
+    items = model.item(replace(rows, values=rows.values * shown), dropout(part))
+    return team.join(items, len(chosen))
+
 # %% ../nbs/19_learn.ipynb #cd6e3b98
 def batch_loss(
     model: TwoTower,  # in training mode
@@ -221,14 +238,8 @@ def batch_loss(
     pairs = take(data.pairs, which)[0] if config.loss == 'bce' else None
     wanted = videos[said] if config.loss != 'bce' else pairs.columns
     chosen, log_q = candidates(data.rated, wanted, config.negatives, generator, team)
-    mine, part = team.slice(len(chosen))
-    item_rows, item_entries = take(data.items, chosen[mine])
-    known = draw(len(item_rows), generator, part) >= config.id_dropout
-    shown = (data.own[item_entries] == 0) | known[owners(item_rows)]
-    items = model.item(replace(item_rows, values=item_rows.values * shown), dropout(part))
-    items = team.join(items, len(chosen))
-    place = owners(rows)
-    loss = users.new_zeros(())
+    items = embed_candidates(model, data, chosen, config.id_dropout, generator, team)
+    place, loss = owners(rows), users.new_zeros(())
     if config.loss != 'bce':
         found = torch.searchsorted(chosen, videos.clamp(min=0))
 
@@ -326,6 +337,33 @@ def batches(
 ) -> Iterator[Tensor]:  # int64 (size,), the last one may be shorter
     "Every user once, in random order."
     return iter(torch.randperm(n, generator=generator, device=generator.device).split(size))
+
+# %% ../nbs/19_learn.ipynb #7278cac9
+def one_epoch(
+    model: TwoTower,  # on the device of the data
+    descent: Descent,  # of its weights
+    data: TrainingSet,  # what to learn from
+    n: int,  # number of users of all workers
+    epoch: int,  # its number, from 1
+    config: SimpleNamespace,  # batch_size, precision, learning_rate and what `batch_loss` reads
+    generator: torch.Generator,  # of batches, on the device of the data
+    team: Alone = ALONE,  # who trains; each with its own users
+) -> float:  # mean loss of a user, in nats
+    "Learn from every user once."
+    model.train()
+    total = 0.0
+    for number, which in enumerate(batches(n, config.batch_size, generator)):
+        with autocast(config.precision, generator.device):
+            loss = batch_loss(model, data, which, config, generator, team)
+        if not math.isfinite(value := team.sum(loss).item()):
+            raise TwotowerError(
+                f'loss is {value} in epoch {epoch}, batch {number}: '
+                f'lower learning_rate, which is {config.learning_rate}'
+            )
+        loss.backward()
+        descent.step()
+        total += value * len(which)
+    return total / n
 
 # %% ../nbs/19_learn.ipynb #eb63d28e
 def checkpoint_name(
@@ -445,21 +483,9 @@ def fit(
         history = load_checkpoint(newest, parts, generator)
     ahead = range(len(history) + 1, epochs + 1)
     for epoch in ahead if team.rank else progress(ahead, 'epochs', epochs):
-        model.train()
-        total = 0.0
-        for number, which in enumerate(batches(n, config.batch_size, generator)):
-            with autocast(config.precision, device):
-                loss = batch_loss(model, data, which, config, generator, team)
-            if not math.isfinite(value := team.sum(loss).item()):
-                raise TwotowerError(
-                    f'loss is {value} in epoch {epoch}, batch {number}: '
-                    f'lower learning_rate, which is {config.learning_rate}'
-                )
-            loss.backward()
-            descent.step()
-            total += value * len(which)
+        loss = one_epoch(model, descent, data, n, epoch, config, generator, team)
         average = descent.averaged()
-        history.append({'epoch': epoch, 'train loss': total / n} | team.agree(score(average) if score else {}))
+        history.append({'epoch': epoch, 'train loss': loss} | team.agree(score(average) if score else {}))
         best = max(history, key=lambda row: row.get('choice', row['epoch']))
         if patience and epoch - best['epoch'] >= patience:
             break
