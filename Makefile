@@ -1,7 +1,7 @@
 # make demo    from nothing to recommendations, on real ratings
 # make test    lint, the notebooks' own tests, and the tests beside them
 # make lab     open the notebooks
-# make readme  write README.md and README.ja.md from their notebooks, FAULTS.md from the tests, SETTINGS.md from the class of settings
+# make readme  write README.md and README.ja.md from their notebooks, FAULTS.md from the tests, SETTINGS.md and PARAMETERS.md from the classes of settings
 # make docs    the notebooks as a site, _site/index.html, with its links checked
 # make ci      all that must hold before a change lands
 # make clean   remove the virtual environment and caches; data/ and outputs/ stay
@@ -33,6 +33,7 @@ demo: install
 
 test: install
 	$(BIN)/ruff check -q
+	$(BIN)/lint-imports
 	echo 'notebooks'
 	$(BIN)/nbdev-test --n-workers 2
 	echo 'tests'
@@ -41,10 +42,11 @@ test: install
 lab: install
 	$(BIN)/jupyter lab nbs
 
-readme:
-	$(PYTHON) .ci/readme.py
-	$(PYTHON) .ci/faults.py
-	PATH=$(BIN):$$PATH $(PYTHON) .ci/settings.py
+readme: install
+	$(BIN)/python .ci/readme.py
+	$(BIN)/python .ci/faults.py
+	$(BIN)/python .ci/settings.py
+	$(BIN)/python .ci/parameters.py
 
 docs: install
 	$(BIN)/python .ci/docs.py

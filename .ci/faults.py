@@ -26,7 +26,9 @@ def faults(path: Path) -> list[tuple[str, str, str]]:  # fault, what the user se
 
 def text() -> str:
     "The whole file."
-    rows = [row for path in sorted((ROOT / 'tests').glob('test_*.py')) for row in faults(path)]
+    rows = [
+        row for path in sorted((ROOT / 'tests').rglob('test_*.py'), key=lambda path: path.name) for row in faults(path)
+    ]
     return HEAD + ''.join(f'| {what} | nothing | {sees} | `{test}` |\n' for what, sees, test in rows)
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from twotower.core import Environment
+from twotower.base.settings import Environment
 
 TOP = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((TOP / '.github/workflows').glob('*.yml'))
 HEAD = """# Variables and secrets
 
-Made by `make readme` from `twotower.core.Environment`. They come from the environment, or from a file `.env` beside `settings.ini`; on GitHub from the settings of the
+Made by `make readme` from `twotower.base.settings.Environment`. They come from the environment, or from a file `.env` beside `settings.ini`; on GitHub from the settings of the
 repository, under Secrets and variables, Actions. Where there are several names, the first one that is set is taken.
 Without any of them everything runs on an embedded PostgreSQL and a local folder.
 The values of the secrets, also of those that nobody here reads, are what `twotower run` and `twotower secrets` look for in all that was written.
@@ -32,7 +32,9 @@ def modules(field: str) -> list[str]:
     "The modules that read a field of the settings."
     read = re.compile(rf'\b(?:env|environment\(\))\.{field}\b')
     return [
-        path.name for path in sorted((TOP / 'twotower').glob('*.py')) if read.search(path.read_text(encoding='utf-8'))
+        path.relative_to(TOP / 'twotower').as_posix()
+        for path in sorted((TOP / 'twotower').rglob('*.py'))
+        if read.search(path.read_text(encoding='utf-8'))
     ]
 
 

@@ -210,9 +210,10 @@ class Actions:
     def checkout(self, with_: dict, done: Job) -> bool:
         shutil.copytree(TOP / 'params', done.workspace / 'params')
         shutil.copyfile(TOP / 'settings.ini', done.workspace / 'settings.ini')
-        (done.workspace / 'nbs').mkdir()
-        for path in (TOP / 'nbs').glob('*.ipynb'):
-            (done.workspace / 'nbs' / path.name).write_text(without_tests(path), encoding='utf-8')
+        for path in (TOP / 'nbs').rglob('*.ipynb'):
+            place = done.workspace / path.relative_to(TOP)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(without_tests(path), encoding='utf-8')
         return with_['persist-credentials'] == 'false'
 
     def setup_python(self, with_: dict, done: Job) -> bool:

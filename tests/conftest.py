@@ -15,10 +15,11 @@ import pytest
 from shop import open_shop
 from stores import PLACES
 
-from twotower import embedded
-from twotower.core import sha256
-from twotower.database import connect, migrate
-from twotower.runs import MODEL_FILES, Run, create_run, write_json
+from twotower.base.files import sha256, write_json
+from twotower.database import embedded
+from twotower.database.connections import connect
+from twotower.database.schema import migrate
+from twotower.runs.run import MODEL_FILES, Run, create_run
 
 
 @pytest.fixture(autouse=True)

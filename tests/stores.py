@@ -6,8 +6,9 @@ from pathlib import Path
 
 from storage_server import SECRET_KEY, StorageServer
 
-from twotower.store import LocalStore, Store
-from twotower.supabase_store import SupabaseStore
+from twotower.store.contract import Store
+from twotower.store.local import LocalStore
+from twotower.store.supabase import SupabaseStore
 
 
 class Folder:

@@ -4,34 +4,37 @@ import itertools
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 
 import psycopg
 import pytest
 from shop import KEYS, cut, half_json, hang, hang_up, item, refuse, status, text
 from toys import blessed_run, decide, rows_written, state, videos
 
-from twotower import embed, embedded, items_api
-from twotower.changes import taken_through
-from twotower.core import OutsideError
+from twotower.base.errors import OutsideError
+from twotower.catalogue import intake
+from twotower.catalogue.intake import sync
 from twotower.daily import bring_model, take_new
-from twotower.database import connect, migrate, save_videos
-from twotower.embed import embed_live, reflect
-from twotower.items_api import sync
-from twotower.publish import activate, upload
-from twotower.runs import create_run
-from twotower.store import open_store
+from twotower.database import embedded
+from twotower.database.changes import taken_through
+from twotower.database.connections import connect
+from twotower.database.schema import migrate
+from twotower.database.videos import save_videos
+from twotower.embedding import reflect as reflecting
+from twotower.embedding.live import embed_live
+from twotower.embedding.reflect import reflect
+from twotower.runs.run import create_run
+from twotower.runs.settings import DailySettings, EmbedSettings
+from twotower.store.models import activate, upload
+from twotower.store.opening import open_store
 
 NOW = datetime(2025, 3, 9, 18, 30, tzinfo=UTC)  # 3:30 on the 10th in Japan
-SWITCHES = SimpleNamespace(
-    **{'mode': 'full', 'skip_ingest': False, 'lookback_days': -1, 'start_date': '', 'end_date': '', 'dry_run': False},
-    **{'rows': 'missing', 'live_users': True, 'include_existing': False, 'min_interactions': 2, 'limit_users': 0},
-    batch=5,
-)
+SWITCHES = DailySettings(dry_run=False)
+NEW_ROWS = EmbedSettings(rows='missing', live_users=True, min_interactions=2, batch=5)
 SOURCE = 'FANZA/digital/videoa'
 
 
@@ -63,7 +66,7 @@ def day(conn, shop, home, **options) -> None:
     run = create_run('daily')
     bring_model(run, home / 'outputs' / 'active')
     take(conn, shop, **options)
-    live = embed_live(conn, run, SWITCHES, home / 'outputs' / 'live')
+    live = embed_live(conn, run, NEW_ROWS, home / 'outputs' / 'live')
     reflect(conn, run, 'missing', dry_run=False, live=live)
 
 
@@ -198,7 +201,7 @@ def test_killed_at_any_step_on_the_disk(database, home, killed_at):
 
     def work():
         with connect() as conn:
-            live = embed_live(conn, run, SWITCHES, place)
+            live = embed_live(conn, run, NEW_ROWS, place)
             reflect(conn, run, 'missing', dry_run=False, live=live)
 
     work()
@@ -235,7 +238,7 @@ def state_of_another(url: str) -> dict:
 )
 @pytest.mark.parametrize('when', ['ingest', 'video', 'user'])
 def test_the_database_is_restarted(shop, home, monkeypatch, when):
-    module, name = (items_api, 'save_videos') if when == 'ingest' else (embed, 'save_embeddings')
+    module, name = (intake, 'save_videos') if when == 'ingest' else (reflecting, 'save_embeddings')
     folder = Path(tempfile.mkdtemp())
     url = embedded.start(folder, linger=2)
     with connect(url) as conn:
@@ -351,7 +354,7 @@ def test_two_at_once(database, shop, home):
                 run = create_run(f'daily{n}')
                 bring_model(run, home / 'outputs' / 'active')
                 take(conn, shop)
-                live = embed_live(conn, run, SWITCHES, home / 'outputs' / 'live')
+                live = embed_live(conn, run, NEW_ROWS, home / 'outputs' / 'live')
                 reflect(conn, run, 'missing', dry_run=False, live=live)
         except BaseException as error:
             errors.append(error)
@@ -373,7 +376,15 @@ def test_two_at_once(database, shop, home):
 
 def test_the_command_runs_twice(database, home):
     prepare(database)
-    command = ['twotower', 'run', 'daily', '-p', 'min_interactions=2']
+    command = [
+        sys.executable,
+        '-c',
+        'from twotower.cli import main; main()',
+        'run',
+        'daily',
+        '-p',
+        'min_interactions=2',
+    ]
 
     def run(*more):
         return subprocess.run([*command, *more], capture_output=True, text=True)

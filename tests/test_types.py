@@ -18,14 +18,16 @@ def test_a_program_of_a_user_is_typed():
 
 def test_every_public_function_has_types():
     bare = []
-    for path in sorted((TOP / 'twotower').glob('[a-z]*.py')):
+    for path in sorted((TOP / 'twotower').rglob('[a-z]*.py')):
         for node in ast.parse(path.read_text(encoding='utf-8')).body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith('_'):
                 args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
                 bare += [
-                    f'{path.name} {node.name}: {arg.arg}' for arg in args if not arg.annotation and arg.arg != 'axes'
+                    f'{path.relative_to(TOP)} {node.name}: {arg.arg}'
+                    for arg in args
+                    if not arg.annotation and arg.arg != 'axes'
                 ]  # matplotlib is imported only to draw
-                bare += [] if node.returns else [f'{path.name} {node.name}: what it returns']
+                bare += [] if node.returns else [f'{path.relative_to(TOP)} {node.name}: what it returns']
     assert bare == []
 
 

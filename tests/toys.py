@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from twotower.core import (
+from twotower.base.files import sha256, write_json
+from twotower.base.tables import (
+    DECISIONS,
     DIMENSION,
     EMBEDDING,
     INTERACTIONS,
@@ -16,16 +18,18 @@ from twotower.core import (
     USER,
     USER_FEATURES,
     VIDEO,
+    VIDEOS,
     as_uuid,
     embeddings_schema,
     embeddings_table,
-    sha256,
     write_table,
-)
-from twotower.database import DECISIONS, VIDEOS, load_videos, save_decisions, save_profiles
-from twotower.features import encode, fit_encoding
-from twotower.model import TwoTower, export_onnx, onnx_embed, onnx_session
-from twotower.runs import (
+)  # fmt: skip
+from twotower.database.people import save_decisions, save_profiles
+from twotower.database.videos import load_videos
+from twotower.model.export import export_onnx, export_sparse_onnx, onnx_embed, onnx_session
+from twotower.model.features import encode, fit_encoding
+from twotower.model.towers import TwoTower
+from twotower.runs.run import (
     ITEMS,
     META,
     MODEL_FILES,
@@ -37,9 +41,7 @@ from twotower.runs import (
     VIDEO_EMBEDDINGS,
     Run,
     create_run,
-    write_json,
 )  # fmt: skip
-from twotower.sparse_onnx import export_sparse_onnx
 
 GENRES = ['Comedy', 'War', 'Drama', 'Western']
 

@@ -6,13 +6,18 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from twotower.catalogue import load_catalogue, read_catalogue
-from twotower.core import InputError, TwotowerError, as_uuid
-from twotower.database import connect, load_videos, migrate, recommend, save_videos, similar
-from twotower.features import encode
-from twotower.metrics import top_k
-from twotower.model import onnx_embed, onnx_session
-from twotower.runs import META, ONNX, Run, all_runs, find_run, read_json
+from twotower.base.errors import InputError, TwotowerError
+from twotower.base.files import read_json
+from twotower.base.tables import as_uuid
+from twotower.catalogue.table import load_catalogue, read_catalogue
+from twotower.database.connections import connect
+from twotower.database.embeddings import recommend, similar
+from twotower.database.schema import migrate
+from twotower.database.videos import load_videos, save_videos
+from twotower.evaluation.metrics import top_k
+from twotower.model.export import onnx_embed, onnx_session
+from twotower.model.features import encode
+from twotower.runs.run import META, ONNX, Run, all_runs, find_run
 
 
 def places(run: Run) -> np.ndarray:

@@ -35,11 +35,8 @@ def reference(
             continue
         return _with_users(metrics, other.path / BY_USER)
     fetched = run.outputs / 'active' / 'current' / 'metrics.json'
-    if (
-        fetched.is_file()
-        and (metrics := read_json(fetched)).get('run_id') != run.id
-        and metrics.get('verdict') == 'pass'
-    ):
+    metrics = read_json(fetched) if fetched.is_file() else {}
+    if metrics.get('verdict') == 'pass' and metrics.get('run_id') != run.id:
         return _with_users(metrics, fetched.parent / BY_USER)
     return None
 
@@ -65,7 +62,7 @@ def _notes(last: Reference | None, falls: list[dict], checks: list[dict], names:
         remarks.append(f'{", ".join(unpaired)} compared with stable run {stable} by intervals, not user by user: {why}')
     return remarks
 
-
+# %% ../nbs/03_eval.ipynb #0c0d84e3
 def judge_run(
     run: Run,  # with `prep/` and `model/`
     config: SimpleNamespace,  # the parameters of this notebook

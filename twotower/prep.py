@@ -26,7 +26,7 @@ from .runs.run import ITEMS, SUMMARY, TRAIN, USERS, VAL
 # %% ../nbs/01_prep.ipynb #e55cc00d
 def prepare(
     con: duckdb.DuckDBPyConnection,  # a workspace with the sources, read by `read_source`
-    videos: pa.Table,  # the videos master, as `database.load_videos` gives it
+    videos: pa.Table,  # the videos master, as `load_videos` gives it
     sources: dict[str, dict],  # table name: what `read_source` counted; a later one wins over an earlier one
     config: SimpleNamespace,  # min_stars, max_negative_stars, neg_per_pos, val_ratio, split_by, seed, mode
     profiles: pa.Table | None = None,  # user_id, created_at of the users in the database
@@ -63,7 +63,7 @@ def save_prep(
 # %% ../nbs/01_prep.ipynb #9cb2eb8a
 def prepare_files(
     folder: Path,  # such as `outputs/runs/<run-id>/prep`; must not exist yet
-    videos: pa.Table,  # the videos master, as `database.load_videos` gives it
+    videos: pa.Table,  # the videos master, as `load_videos` gives it
     config: SimpleNamespace,  # the parameters of this notebook
     decisions: pa.Table | None = None,  # decisions of the database, which win over all files
     profiles: pa.Table | None = None,  # user_id, created_at of the users in the database

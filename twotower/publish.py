@@ -29,7 +29,7 @@ def list_files(
     rows = [(name, fact['bytes'] / 1000, fact['sha256'][:16]) for name, fact in files.items()]
     return pd.DataFrame(rows, columns=['file', 'kB', 'sha256 (start)'])
 
-
+# %% ../nbs/05_publish.ipynb #a90ae660
 def list_activations(
     records: list[dict | None],  # from `activations` or `active`
 ) -> pd.DataFrame:  # no., when (UTC), what, run, run of (UTC)
@@ -62,7 +62,7 @@ def subject(
             raise
         return Run((outputs or installation().outputs) / 'runs' / run_id)
 
-
+# %% ../nbs/05_publish.ipynb #3308ef4b
 def perform(
     store: Store,  # the store to act on
     action: str,  # one of ACTIONS; `publish` is upload and activate
@@ -72,7 +72,7 @@ def perform(
     dry_run: bool = False,  # True: `fetch` leaves the folder as it is; for the store, see `Rehearsal`
     keep: int = 5,  # what `prune` keeps
 ) -> list[str]:  # the runs that were pruned
-    "Do what the notebook's parameters ask for."
+    "Carry out an action; `publish` is upload and activate."
     if action in ('upload', 'publish'):
         upload(store, run)
     if action in ('activate', 'publish'):

@@ -6,16 +6,14 @@
 __all__ = ['SUFFIXES', 'is_url', 'without_credentials', 'input_files', 'is_there', 'open_input', 'input_sha256',
            'let_duckdb_read', 'keep_inputs']
 
-# %% ../../nbs/base/inputs.ipynb #bca3f06f
-import shutil
-from itertools import chain, count
-
 # %% ../../nbs/base/inputs.ipynb #d6e52267
 import hashlib
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import glob, has_magic
+from itertools import chain, count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -32,10 +30,10 @@ SUFFIXES = ('.csv', '.parquet')
 def is_url(
     name: str | Path,  # of an input
 ) -> bool:  # True: fsspec opens it
-    "Does a name lead out of the local disk?"
+    "Whether a name leads out of the local disk."
     return '://' in str(name)
 
-
+# %% ../../nbs/base/inputs.ipynb #f695d501
 @contextmanager
 def _far(address: str | Path) -> Iterator[tuple[Any, str]]:
     "The file system of an address and the path in it; what goes wrong there is said with the address."
@@ -89,7 +87,7 @@ def _listing(name: str | Path) -> list[str] | None:
         return None
     return [path for path in glob(str(place), recursive=True) if Path(path).is_file()]
 
-
+# %% ../../nbs/base/inputs.ipynb #8a4372cf
 def input_files(
     name: str | Path,  # a file, a folder, a pattern with `*`, or an address of one of these
 ) -> list[str]:  # files in the order of their names; a single file need not exist
@@ -110,13 +108,13 @@ def input_files(
 def is_there(
     path: str | Path,  # a file or an address
 ) -> bool:  # a folder is not
-    "Can a file be read?"
+    "Whether there is a file to read."
     if not is_url(path):
         return Path(path).is_file()
     with _far(path) as (system, inside):
         return system.isfile(inside)
 
-
+# %% ../../nbs/base/inputs.ipynb #7f0cbe18
 def open_input(
     path: str | Path,  # a file or an address
     text: bool = False,  # True: as UTF-8, with what is none replaced and line ends as they are
@@ -128,7 +126,7 @@ def open_input(
     with _far(path) as (system, inside):
         return system.open(inside, 'r' if text else 'rb', **options)
 
-
+# %% ../../nbs/base/inputs.ipynb #05a608e1
 def input_sha256(
     path: str | Path,  # a file or an address
 ) -> str:  # 64 hexadecimal digits
@@ -139,7 +137,7 @@ def input_sha256(
             digest.update(block)
     return digest.hexdigest()
 
-
+# %% ../../nbs/base/inputs.ipynb #50619075
 def let_duckdb_read(
     con: 'duckdb.DuckDBPyConnection',  # any
     path: str | Path,  # a file or an address

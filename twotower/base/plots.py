@@ -11,7 +11,7 @@ import matplotlib as mpl
 # %% ../../nbs/base/plots.ipynb #0f61afac
 BLUE, ORANGE, GREEN, RED, GREY = '#0072B2', '#E69F00', '#009E73', '#D55E00', '#7A7A7A'
 
-
+# %% ../../nbs/base/plots.ipynb #72d74db5
 def use_style() -> None:
     "Give all plots of this notebook the look of the reports."
     mpl.rcParams.update(

@@ -17,7 +17,7 @@ from typing import TextIO, TypeVar
 def is_watched(
     stream: TextIO | None = None,  # where to, by default the standard error
 ) -> bool:  # False: be silent
-    "Does a person see what changes from moment to moment?"
+    "Whether a person sees the output as it changes: in a notebook or on a terminal, not in CI or a file."
     if os.environ.get('CI', '').lower() not in ('', '0', 'false'):
         return False
     if 'ipykernel' in sys.modules:
@@ -29,11 +29,12 @@ def is_watched(
     return stream.isatty()
 
 # %% ../../nbs/base/progress.ipynb #3ab78413
-PROGRESS_FILE = 'TWOTOWER_PROGRESS'  # the variable by which a stage learns where to tell
+PROGRESS_FILE = 'TWOTOWER_PROGRESS'  # the variable that names the file
 _Step = TypeVar('_Step')
 
 
 def _told(steps: Iterable[_Step], what: str, total: int | None, path: Path) -> Iterator[_Step]:
+    "Go through the steps, and write into a file how far it is, at most five times a second."
     of, last = f'/{total}' if total else '', 0.0
     try:
         for done, step in enumerate(steps):
@@ -44,7 +45,7 @@ def _told(steps: Iterable[_Step], what: str, total: int | None, path: Path) -> I
     finally:
         path.write_text('', encoding='utf-8')
 
-
+# %% ../../nbs/base/progress.ipynb #84286e2a
 def progress(
     steps: Iterable[_Step],  # the work, in pieces of a second or so
     what: str,  # what they are, such as `epochs`

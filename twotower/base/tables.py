@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['USER', 'VIDEO', 'LABEL', 'KIND', 'STARS', 'TIME', 'LIKE', 'DISLIKE', 'NEUTRAL', 'PSEUDO', 'EMBEDDING', 'DIMENSION',
            'INTERACTIONS', 'ITEM_FEATURES', 'USER_FEATURES', 'VIDEOS', 'DECISION', 'DECISIONS', 'embeddings_schema',
-           'embeddings_table', 'conform', 'write_table', 'read_table', 'stream_table', 'read_embeddings', 'one_array',
+           'embeddings_table', 'conform', 'write_table', 'read_table', 'stream_table', 'one_array', 'read_embeddings',
            'as_uuid', 'as_uuids']
 
 # %% ../../nbs/base/tables.ipynb #3d1c84ee
@@ -114,7 +114,7 @@ def conform(
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
         raise InputError(f'{name}: {error}; expected {schema.to_string(show_field_metadata=False)}') from error
 
-
+# %% ../../nbs/base/tables.ipynb #7acebe98
 def write_table(
     path: Path | str,  # Parquet file to write
     table: pa.Table,  # must conform to `schema`
@@ -122,18 +122,6 @@ def write_table(
 ) -> None:
     "Write a checked Parquet file."
     pq.write_table(conform(table, schema, Path(path).name), path, compression='zstd')
-
-
-def read_table(
-    path: Path | str,  # Parquet file to read, or a folder of them, which are read in the order of their names
-    schema: pa.Schema,  # what it must be
-) -> pa.Table:  # exactly the columns of `schema`
-    "Read Parquet and check it."
-    tables = []
-    for part in _parts_of(path):
-        with _parquet(part) as file:
-            tables.append(conform(file.read(), schema, str(part)))
-    return pa.concat_tables(tables)
 
 # %% ../../nbs/base/tables.ipynb #098f55d1
 def _parts_of(path: Path | str) -> list[Path]:
@@ -155,7 +143,19 @@ def _parquet(part: Path, **options) -> Iterator[pq.ParquetFile]:
             raise
         raise InputError(f'{part} is not a Parquet file: {error}; start a new run') from error
 
+# %% ../../nbs/base/tables.ipynb #a4b276e2
+def read_table(
+    path: Path | str,  # Parquet file to read, or a folder of them, which are read in the order of their names
+    schema: pa.Schema,  # what it must be
+) -> pa.Table:  # exactly the columns of `schema`
+    "Read Parquet and check it."
+    tables = []
+    for part in _parts_of(path):
+        with _parquet(part) as file:
+            tables.append(conform(file.read(), schema, str(part)))
+    return pa.concat_tables(tables)
 
+# %% ../../nbs/base/tables.ipynb #339c14ce
 def stream_table(
     path: Path | str,  # as `read_table`
     schema: pa.Schema,  # what each piece must be
@@ -166,6 +166,13 @@ def stream_table(
         with _parquet(part, pre_buffer=False, buffer_size=1 << 20) as file:  # else a whole row group is held
             for batch in file.iter_batches(rows):
                 yield conform(pa.Table.from_batches([batch]), schema, str(part))
+
+# %% ../../nbs/base/tables.ipynb #899f3ca7
+def one_array(
+    column: pa.ChunkedArray,  # n values in any number of chunks
+) -> pa.Array:  # (n,)
+    "The column in one piece; it is copied only if it is in several."
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 # %% ../../nbs/base/tables.ipynb #fbef86cf
 def read_embeddings(
@@ -181,10 +188,6 @@ def read_embeddings(
         vectors[start : start + len(chunk)] = chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, DIMENSION)
         start += len(chunk)
     return one_array(table[key]), vectors
-
-
-def one_array(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 # %% ../../nbs/base/tables.ipynb #2a1e6ee5
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, 'https://twotower.example/ids')

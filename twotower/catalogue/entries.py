@@ -16,8 +16,10 @@ import httpx
 from ..base.errors import OutsideError
 
 # %% ../../nbs/catalogue/entries.ipynb #b960ee40
-def clean_text(value: object) -> str | None:
-    "Text without what a database can not store, or nothing."
+def clean_text(
+    value: object,  # a value of an entry: text, a number, or anything else
+) -> str | None:  # without blanks around it; None if nothing is left, or it is neither text nor a number
+    "Text without what a database can not store."
     if not isinstance(value, (str, int, float)) or isinstance(value, bool):
         return None
     return str(value).replace('\0', '').encode(errors='replace').decode().strip() or None
@@ -27,8 +29,9 @@ def _plain(value: object) -> str:
     "Text with digits and signs in their plain form."
     return unicodedata.normalize('NFKC', clean_text(value) or '')
 
-
+# %% ../../nbs/catalogue/entries.ipynb #b7793e02
 def _minutes(volume: object) -> float | None:
+    "A running time."
     text = _plain(volume)
     if clock := re.fullmatch(r'(?:(\d{1,3}):)?(\d{1,4}):(\d\d)', text):
         hours, minutes, seconds = (int(part or 0) for part in clock.groups())
@@ -42,11 +45,13 @@ def _minutes(volume: object) -> float | None:
 
 
 def _price(price: object) -> float | None:
+    "The first amount of a price."
     found = re.search(r'\d{1,3}(?:,\d{3})+(?!\d)|\d{1,9}', _plain(price))
     return float(found[0].replace(',', '')) if found else None
 
 
 def _day(moment: object) -> date | None:
+    "The day of a moment, as the shop writes it: in Japan."
     found = re.match(r'(\d{4})[-/](\d{1,2})[-/](\d{1,2})(?!\d)', _plain(moment))
     try:
         return date(*(int(part) for part in found.groups())) if found else None
@@ -61,7 +66,7 @@ def _names(info: dict, *keys: str) -> list[str]:
         dict.fromkeys(filter(None, (clean_text(entry.get('name')) for entry in entries if isinstance(entry, dict))))
     )
 
-
+# %% ../../nbs/catalogue/entries.ipynb #f2c5ca8d
 def video(
     item: dict,  # an entry of `result.items`
     site: str = 'FANZA',  # or `DMM.com`

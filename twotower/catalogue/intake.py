@@ -32,7 +32,7 @@ def _told(found: Iterator[Page]) -> Iterator[tuple[Page, bool]]:
         yield page, following is None
         page = following
 
-
+# %% ../../nbs/catalogue/intake.ipynb #f15a67f0
 def _merge_page(conn: Connection, page: Page, mark: tuple[str, date, date] | None, dry_run: bool) -> int:
     "Save a page, and move the mark with it; how many videos have changed."
     what = 'taking videos in'
@@ -80,7 +80,7 @@ def take_in(
         'changed': changed,  # videos that were new or different; one that changed twice counts twice
     }
 
-# %% ../../nbs/catalogue/intake.ipynb #8e4d6cd1
+# %% ../../nbs/catalogue/intake.ipynb #75f8b5a0
 def open_client(
     **options,  # fields of `Client`, such as site, service, floor, interval
 ) -> Client:  # to be closed
@@ -91,7 +91,7 @@ def open_client(
         raise SettingError(f'{" and ".join(missing)} must be set in the environment to ask the item API')
     return Client(*keys.values(), **options)
 
-
+# %% ../../nbs/catalogue/intake.ipynb #8e4d6cd1
 def sync(
     conn: Connection,  # migrated
     lookback_days: int = 3,  # whole days before today
@@ -101,7 +101,7 @@ def sync(
     dry_run: bool = False,  # True only counts
     **options,  # fields of `Client`
 ) -> dict:  # as of `take_in`
-    "Take the newest videos in, or those of the given days."
+    "Take in the videos of the last days, or of the given days."
     start, end = days_back(lookback_days, now or datetime.now(UTC), start_date, end_date)
     with open_client(**options) as client:
         known = taken_through(conn, client.source)

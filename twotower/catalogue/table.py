@@ -29,6 +29,7 @@ _AMOUNT = (
 
 
 def _optional(name: str, value: str, rule: str) -> Column:
+    "A column that need not be there."
     return Column(name, (name,), value, rule, optional=True)
 
 
@@ -68,7 +69,7 @@ def load_catalogue(
     path: Path | str,  # CSV, as for `read_catalogue`
     conn: psycopg.Connection | None = None,  # the database, by default the installation's
 ) -> dict:  # database (where), videos (rows), changed (new ones or others); ignored (names), if columns are not known
-    "Merge a CSV of videos into the master."
+    "Merge a CSV of videos into the videos master."
     table = read_catalogue(path)
     given = {name for file in input_files(path) for name in column_names(file)}
     unknown = given - {name for column in CATALOGUE_FILE for name in column.names}

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ..base.tables import DECISIONS, TIME, USER
 from .connections import transaction
+from .people import PROFILE_CREATED
 from .schema import check_schema
 from .sql import advisory_lock, copy_in, copy_out, named
 
@@ -42,7 +43,7 @@ _CHANGED = f"""
 """
 NOW = 'now'
 
-
+# %% ../../nbs/database/changes.ipynb #e7bf7eff
 def changed_users(
     conn: psycopg.Connection,  # migrated
     model_version: str,  # the model that should have embedded them
@@ -71,9 +72,8 @@ def load_taste(
     "What some users like and dislike."
     people = pa.schema({USER: pa.string(), HASH: pa.int64(), 'likes': pa.int64(), TIME: DECISIONS.field(TIME).type})
     chosen = f'FROM public.user_video_decisions WHERE user_id = ANY (%(ids)s::uuid[]) AND {_OPINION}'
-    profile = "(to_jsonb(profile) ->> 'created_at')::timestamptz"
     hashes = f"""
-        SELECT user_id, {HASH}, likes, {profile}
+        SELECT user_id, {HASH}, likes, {PROFILE_CREATED}
         FROM (SELECT user_id, {_HASH} AS {HASH}, {_LIKES} AS likes {chosen} GROUP BY user_id) decided
         LEFT JOIN public.profiles profile USING (user_id)
         ORDER BY user_id
@@ -83,7 +83,7 @@ def load_taste(
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL TimeZone = 'UTC'")
         return tuple(copy_out(conn, named(q), s, {'ids': user_ids}) for q, s in [(rows, DECISIONS), (hashes, people)])
 
-
+# %% ../../nbs/database/changes.ipynb #6071f4d0
 def remember_taste(
     conn: psycopg.Connection,  # in the transaction that saves the embeddings
     table: pa.Table,  # user_id, decisions (hash), of `load_taste`
@@ -124,7 +124,7 @@ def taken_through(
         found = conn.execute(query, [source]).fetchone()
     return found and found[0]
 
-
+# %% ../../nbs/database/changes.ipynb #95ec636b
 def move_mark(
     conn: psycopg.Connection,  # in the transaction that saves the last of the videos
     source: str,  # such as `FANZA/digital/videoa`

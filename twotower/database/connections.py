@@ -41,7 +41,7 @@ def _parameters(url: str) -> dict:
         ) from None
     return found
 
-
+# %% ../../nbs/database/connections.ipynb #a08029a0
 @dataclass(frozen=True)
 class Address:
     "Where a database is and how to get in; shown without the password."
@@ -85,7 +85,7 @@ def _ca_file(name: str) -> str:
         raise SettingError(f'PGSSLROOTCERT: {path} holds no certificate in PEM form: {what_to_do}')
     return str(path)
 
-
+# %% ../../nbs/database/connections.ipynb #8c381e65
 def _tls(env: Environment, found: dict) -> dict:
     "The mode and the authority for an address; none for a socket on this machine."
     host, asked = str(found.get('host', '')), [mode for mode in (env.ssl_mode, found.get('sslmode')) if mode]
@@ -105,6 +105,7 @@ def _tls(env: Environment, found: dict) -> dict:
 
 
 def _is_supabase(host: str) -> bool:
+    "Is it a host of Supabase, direct or a pooler?"
     return bool(_DIRECT.fullmatch(host)) or host.endswith(_POOLER)
 
 # %% ../../nbs/database/connections.ipynb #20e73f13
@@ -142,7 +143,7 @@ def _pooler_hosts(env: Environment, host: str) -> list[str]:
         ]
     return []
 
-
+# %% ../../nbs/database/connections.ipynb #7e417edb
 def addresses(
     url: str,  # connection string of any PostgreSQL, direct or of a pooler
     env: Environment,  # what it says of poolers and TLS
@@ -228,7 +229,7 @@ class Connection(psycopg.Connection):
         self.autocommit, self.prepare_threshold, self.url = True, None, url
         del fresh.pgconn  # it is ours now
 
-
+# %% ../../nbs/database/connections.ipynb #0b4d52e6
 def _open(address: Address) -> Connection | str:
     "A connection, or what was said instead, without the password."
     try:
@@ -267,7 +268,7 @@ def target(
     names = ('user', 'host', 'port', 'dbname')
     return str(Address({name: getattr(conn.info, name) for name in names}))
 
-
+# %% ../../nbs/database/connections.ipynb #32bc2c54
 def describe(
     conn: psycopg.Connection,  # open
 ) -> str:  # such as `user@host:6543/database at 192.0.2.1 (IPv4), TLS verify-full`

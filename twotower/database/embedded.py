@@ -45,7 +45,7 @@ def _let_through(path: Path) -> None:
         if not (mode := folder.stat().st_mode) & 0o001:
             folder.chmod(mode & 0o7777 | 0o001)
 
-
+# %% ../../nbs/database/embedded.ipynb #eea19a4a
 def _server_run(program: str, *arguments: str | Path) -> tuple[int, str]:
     "Exit status and output of one of PostgreSQL's programs; it outlives a Ctrl-C that was meant for us."
     as_user, path = {}, _programs() / program
@@ -86,6 +86,7 @@ def _socket_folder(data: Path) -> Path:
 
 
 def _dsn(folder: Path) -> str:
+    "Connection string of the server of a folder."
     host = str(_socket_folder(folder / 'data'))
     # sslmode: on a socket there is no TLS, and the driver would refuse a PGSSLMODE that is empty
     options = {'connect_timeout': 5, 'sslmode': 'disable'}
@@ -93,6 +94,7 @@ def _dsn(folder: Path) -> str:
 
 # %% ../../nbs/database/embedded.ipynb #485fc065
 def _keep(folder, lock, linger):
+    "The keeper: wait until nobody uses the server of a folder for `linger` seconds, and stop it."
     import fcntl
     import os
     import signal
@@ -123,7 +125,7 @@ def _keep(folder, lock, linger):
     except (ProcessLookupError, PermissionError):
         os.close(lock)  # before `users`: who waits for that one must find this one free
 
-
+# %% ../../nbs/database/embedded.ipynb #315702ca
 def _start_keeper(folder: Path, lock: int, linger: float) -> None:
     "Its source is handed over, so that it imports nothing of ours: 10 MB for as long as the server runs, not 100."
     source = f'{inspect.getsource(_keep)}\n_keep({str(folder)!r}, {lock}, {linger})'
@@ -140,6 +142,7 @@ def _start_keeper(folder: Path, lock: int, linger: float) -> None:
 
 # %% ../../nbs/database/embedded.ipynb #708fc6ef
 def _create(folder: Path) -> None:
+    "Make the data folder by `initdb`."
     for left in folder.glob('.data.*.tmp'):
         shutil.rmtree(left)
     draft = beside(folder / 'data')
@@ -163,8 +166,9 @@ def _create(folder: Path) -> None:
         )
     os.rename(draft, folder / 'data')
 
-
+# %% ../../nbs/database/embedded.ipynb #d3dee9e3
 def _is_server(pid: str, data: Path) -> bool:
+    "Is this process the server of a data folder?"
     try:
         return str(data) in psutil.Process(int(pid)).cmdline()
     except (ValueError, psutil.Error):  # no number, or nobody we may look at
@@ -181,7 +185,7 @@ def _disown_pid(data: Path) -> None:
             ended.wait()
             path.write_text('\n'.join([str(ended.pid), *others]))
 
-
+# %% ../../nbs/database/embedded.ipynb #48519cda
 def _boot(folder: Path) -> bool:
     "Try to start the server; False if it would not."
     data = folder / 'data'
@@ -196,6 +200,7 @@ _users: dict[Path, int] = {}  # the lock that this process holds, per folder
 
 
 def _try_lock(path: Path) -> int | None:
+    "The lock of a file, or None if somebody else has it."
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -204,7 +209,7 @@ def _try_lock(path: Path) -> int | None:
         return None
     return lock
 
-
+# %% ../../nbs/database/embedded.ipynb #57b19e52
 def start(
     folder: Path,  # for the data, the locks and the log; made if missing
     linger: float = 10.0,  # seconds that the server stays after its last user

@@ -39,7 +39,7 @@ def _checked_videos(table: pa.Table) -> pa.Table:
     ]
     return table.set_column(0, VIDEO, pa.array(ids, pa.string()))
 
-
+# %% ../../nbs/database/videos.ipynb #82f00312
 def _pairs(table: pa.Table, name: str) -> pa.Table:
     "One row per video and name; a row without a name says that the list is known."
     lists, content = table[name].combine_chunks(), table['content_id'].combine_chunks()
@@ -173,7 +173,7 @@ def _read_videos(conn: psycopg.Connection, chosen: str, values: dict) -> pa.Tabl
             table = table.set_column(table.column_names.index(name), name, lists)
     return conform(table, VIDEOS, 'videos')
 
-
+# %% ../../nbs/database/videos.ipynb #b3fe7159
 def load_videos(
     conn: psycopg.Connection,  # migrated
     video_ids: list[str] | None = None,  # only these, by default all

@@ -15,7 +15,7 @@ from scipy import sparse
 from ..base.errors import InputError
 from ..base.files import read_json
 from twotower.base.tables import (
-    ITEM_FEATURES, USER, USER_FEATURES, VIDEO, read_embeddings as read_embeddings, read_table,
+    ITEM_FEATURES, USER, USER_FEATURES, VIDEO, read_embeddings, read_table,
 )  # fmt: skip
 from .scores import finite_or_none
 from ..model.export import onnx_embed, onnx_session, open_embedder
@@ -44,7 +44,7 @@ def agreement(
         out[name]['not_finite'] = int((~np.isfinite(other)).any(1).sum())
     return out
 
-
+# %% ../../nbs/evaluation/parity.ipynb #4cbc9534
 def mean_cosine(
     total: np.ndarray,  # the sum of n unit vectors, (d,)
     n: int,  # how many
@@ -66,7 +66,7 @@ def forms_of(
         'sparse onnx': open_embedder(model / ONNX, model / SPARSE_ONNX),
     }
 
-
+# %% ../../nbs/evaluation/parity.ipynb #fbcf63a9
 def _differences(part: tuple, model: str | Path, block: int = 8192) -> dict[str, dict]:
     "For each form: how far some rows are from torch, in blocks."
     side, rows, stored = part

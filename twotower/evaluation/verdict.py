@@ -16,6 +16,7 @@ from IPython.display import HTML
 from matplotlib.axes import Axes
 
 from ..base.plots import BLUE, GREEN, GREY, ORANGE, RED
+from ..runs.pages import STATE_COLOURS, box
 
 # %% ../../nbs/evaluation/verdict.ipynb #cd9c849b
 def _percent(value: float | None, interval: list | None = None) -> str:
@@ -37,25 +38,24 @@ def in_words(
     auc = f'A like scores above a dislike in {_percent(metrics["auc"], verdict["intervals"].get("auc"))} of all pairs.'
     return [f'{first}.', auc]
 
-
+# %% ../../nbs/evaluation/verdict.ipynb #c7c67bb7
 def verdict_box(
     verdict: dict,  # content of metrics.json
 ) -> HTML:  # to be displayed
     "The verdict with its reasons, for the top of the page."
-    passed = verdict['verdict'] == 'pass'
-    kind, colour = ('good', '#00734f') if passed else ('bad', '#b3261e')
+    word, kind = ('PASS', 'good') if verdict['verdict'] == 'pass' else ('FAIL', 'bad')
 
     def listed(title: str, lines: list[str]) -> str:
         entries = ''.join(f'<li>{html_text.escape(line)}</li>' for line in lines)
         return f'<p style="margin:.7em 0 0"><b>{title}</b></p><ul style="margin:.2em 0">{entries}</ul>' if lines else ''
 
-    return HTML(
-        f'<div class="box {kind}" style="border-left:4px solid var(--{kind}, {colour});padding:.7em 1em">'
-        f'<b style="font-size:1.3em;color:var(--{kind}, {colour})">{"PASS" if passed else "FAIL"}</b> &ensp;'
+    content = (
+        f'<b style="font-size:1.3em;color:{STATE_COLOURS[kind]}">{word}</b> &ensp;'
         f'run {html_text.escape(verdict["run_id"])} on {verdict["n_users"]:,} users and {verdict["n_items"]:,} videos'
         f'<p style="margin:.5em 0 0">{html_text.escape(" ".join(in_words(verdict)))}</p>'
-        f'{listed("It fails because", verdict["reasons"])}{listed("To be noted", verdict["notes"])}</div>'
+        f'{listed("It fails because", verdict["reasons"])}{listed("To be noted", verdict["notes"])}'
     )
+    return HTML(box(content, kind, alone=True))
 
 # %% ../../nbs/evaluation/verdict.ipynb #4402ad9f
 def _blank(axes: Axes, title: str, why: str) -> None:
@@ -151,7 +151,7 @@ def falls_frame(
     ]
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/evaluation/verdict.ipynb #422d25d8
 def segments_frame(
     verdict: dict,  # content of metrics.json
     kind: str,  # `history` (of users) or `videos`
@@ -162,11 +162,11 @@ def segments_frame(
     hidden = [name for name in frame.columns if name.startswith(('map@', 'novelty@'))]
     return frame.drop(columns=hidden).rename(columns=lambda name: name.replace('_', ' '))
 
-
+# %% ../../nbs/evaluation/verdict.ipynb #d5c3e680
 def calibration_in_words(
     verdict: dict,  # content of metrics.json
 ) -> str:  # one line
-    "How honest the probabilities are."
+    "How far the probabilities are off, in a sentence."
     known = {x: v for x, v in verdict['metrics'].items() if x in ('ece', 'log_loss') and v is not None}
     if len(known) < 2:
         return 'The probabilities could not be judged'
@@ -176,7 +176,7 @@ def calibration_in_words(
         f'log loss {known["log_loss"]:.3f}, against {constant:.3f} of always saying {share:.0%}'
     )
 
-
+# %% ../../nbs/evaluation/verdict.ipynb #66a9ecd5
 def checks_frame(
     verdict: dict,  # content of metrics.json
 ) -> pd.DataFrame:  # rule, value, limit, passed; what failed comes first

@@ -30,7 +30,7 @@ def pick_device(
         raise SettingError('device is cuda, but torch finds no GPU: set it to auto or cpu')
     return torch.device('cuda' if found and name != 'cpu' else 'cpu')
 
-
+# %% ../../nbs/learning/descent.ipynb #acfc54e5
 def autocast(
     precision: str,  # float32 or bfloat16
     device: torch.device,  # where the products are computed

@@ -89,7 +89,7 @@ def checkpoint_name(
     digest = digest if team.size == 1 else hashlib.sha256(bytes(whole.tolist()))
     return f'{digest.hexdigest()[:16]}.pt'
 
-
+# %% ../../nbs/learning/loop.ipynb #e62a571a
 def save_checkpoint(
     path: Path,  # from `checkpoint_name`
     parts: dict,  # name: whatever has a state_dict

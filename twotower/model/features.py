@@ -130,7 +130,7 @@ def _numbers(values: pa.Array, transform: str) -> np.ndarray:
         return np.log1p(np.maximum(x, 0))
     return 1970 + x / 365.2425 if transform == 'year' else x
 
-
+# %% ../../nbs/model/features.ipynb #269f5f1f
 def _numeric(x: np.ndarray, mean: float, std: float) -> sparse.csr_matrix:
     known = np.isfinite(x)
     z = np.clip((x[known] - mean) / std, -4, 4).astype(np.float32)
@@ -179,7 +179,7 @@ def _fit_segment(segment: Segment, values: pa.ChunkedArray, vocabularies: dict[s
     edges = np.unique(np.quantile(x, np.linspace(0, 1, segment.size + 1)[1:-1])).tolist() if len(x) else []
     return entry | {'width': len(edges) + 1 if edges else 0, 'edges': edges}
 
-
+# %% ../../nbs/model/features.ipynb #631ff0a3
 def fit_encoding(
     items: pa.Table,  # `ITEM_FEATURES`
     users: pa.Table,  # `USER_FEATURES`, of the training part
@@ -245,7 +245,7 @@ def _encode_block(encoding: dict, side: str, table: pa.Table, unknown: Counter) 
         unknown[s['name']] += count
     return sparse.hstack(parts, 'csr', np.float32)
 
-
+# %% ../../nbs/model/features.ipynb #bdd832dd
 def _check_definition(encoding: dict, side: str, columns: list[str]) -> None:
     "Refuse what would be read wrongly."
     if (version := encoding['input_schema_version']) > INPUT_SCHEMA_VERSION:
@@ -280,7 +280,7 @@ def encode(
         'unknown_words': {name: n for name, n in unknown.items() if n},
     }
 
-
+# %% ../../nbs/model/features.ipynb #4e3e0609
 def pad(
     matrix: sparse.csr_matrix,  # (n, d), perhaps of an older version of the definition
     width: int,  # what the model expects, at least d

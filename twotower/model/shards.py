@@ -21,7 +21,7 @@ _AT_ONCE = 1 << 20  # random numbers drawn at a time
 
 
 class Shard(nn.Module):
-    "A table of weights of which each worker holds every so-manieth row."
+    "A table of weights; of n workers, number r holds the rows r, r + n, r + 2n and so on."
 
     def __init__(
         self,

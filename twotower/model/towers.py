@@ -79,7 +79,7 @@ class Tower(nn.Module):
         "The same function of dense features, (n, width) to (n, dimension)."
         return self.head(x @ self.first.weight + self.bias)
 
-
+# %% ../../nbs/model/towers.ipynb #040fb459
 class TwoTower(nn.Module):
     "A tower for users and one for items."
 

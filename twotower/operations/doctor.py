@@ -30,18 +30,18 @@ from .leaks import known_secrets, masked, needles, vague
 # %% ../../nbs/operations/doctor.ipynb #0b53c6c8
 @dataclass(frozen=True)
 class Finding:
-    "What one look has shown."
+    "What one check has found."
 
     about: str  # such as `database`
     state: str  # ok, note or missing
     said: str  # what is there
     todo: str = ''  # what to do next
 
-
+# %% ../../nbs/operations/doctor.ipynb #5251d3ab
 def lines(
     findings: list[Finding],  # in their order
 ) -> list[str]:  # for the terminal
-    "The findings in columns, and what to do below each."
+    "Write the findings in columns, with what to do below each."
     width = max(len(f.about) for f in findings)
     shown = []
     for f in findings:
@@ -52,13 +52,13 @@ def lines(
 
 # %% ../../nbs/operations/doctor.ipynb #718f1e6a
 def check_python() -> Iterator[Finding]:
-    "The version of Python."
+    "Check the version of Python."
     needed, found = importlib.metadata.metadata('twotower')['Requires-Python'], platform.python_version()
     fits = SpecifierSet(needed).contains(found, prereleases=True)
     todo = '' if fits else f'make a virtual environment with Python {needed}'
     yield Finding('python', 'ok' if fits else 'missing', f'{found}, {needed} is needed', todo)
 
-
+# %% ../../nbs/operations/doctor.ipynb #b6decc1d
 def _lacking(line: str) -> str | None:
     "What is wrong with a requirement."
     requirement = Requirement(line)
@@ -76,7 +76,7 @@ def _lacking(line: str) -> str | None:
 def check_packages(
     needed: list[str] | None = None,  # requirements as pip writes them; by default those of the package
 ) -> Iterator[Finding]:
-    "The packages and their versions."
+    "Check the packages and their versions."
     needed = importlib.metadata.requires('twotower') if needed is None else needed
     wrong = {line: said for line in needed if (said := _lacking(line))}
     if not wrong:
@@ -87,6 +87,12 @@ def check_packages(
         yield Finding('packages', 'missing', said, f"pip install '{line.partition(';')[0].strip()}'")
 
 # %% ../../nbs/operations/doctor.ipynb #44c78ebd
+def check_project() -> Iterator[Finding]:
+    "Say where settings, profiles and notebooks come from."
+    source = project_file('settings.ini').parent
+    yield Finding('project', 'ok', f'{project_root()}, with the settings, profiles and notebooks of {source}')
+
+# %% ../../nbs/operations/doctor.ipynb #5fac5fa2
 _LEAST, _ENOUGH = 1e9, 5e9  # bytes
 
 
@@ -94,16 +100,10 @@ def _existing(path: Path) -> Path:
     return next(p for p in (path, *path.parents) if p.exists())
 
 
-def check_project() -> Iterator[Finding]:
-    "Where settings, profiles and notebooks come from."
-    source = project_file('settings.ini').parent
-    yield Finding('project', 'ok', f'{project_root()}, with the settings, profiles and notebooks of {source}')
-
-
 def check_disk(
     free: float | None = None,  # bytes; by default what the disk says
 ) -> Iterator[Finding]:
-    "Is there room for a run, and may it be written?"
+    "Check that there is room for a run, and that it may be written."
     place = installation().outputs
     at = _existing(place)
     free = shutil.disk_usage(at).free if free is None else free
@@ -125,6 +125,7 @@ _PGVECTOR = Version('0.8')  # the first that filters while it searches
 
 
 def _check_vector(conn: Connection) -> Finding:
+    "Is pgvector there, and new enough?"
     query = """
         SELECT installed_version, default_version
         FROM pg_available_extensions
@@ -140,8 +141,9 @@ def _check_vector(conn: Connection) -> Finding:
         return Finding('pgvector', 'missing', f'{installed or offered}, {_PGVECTOR} or newer is needed', todo)
     return Finding('pgvector', 'ok', installed or f'{offered}, on the server and not yet in the database')
 
-
+# %% ../../nbs/operations/doctor.ipynb #54662b53
 def _check_schema(conn: Connection, own: bool) -> Finding:
+    "Are the tables and functions there, as this version needs them?"
     from twotower.database.schema import MIGRATIONS, applied, schema_problems
 
     known, problems = applied(conn), schema_problems(conn)
@@ -156,9 +158,9 @@ def _check_schema(conn: Connection, own: bool) -> Finding:
         return Finding('schema', 'note', 'the tables are there; who made them has left no record', 'twotower migrate')
     return Finding('schema', 'ok', 'all migrations are applied')
 
-
+# %% ../../nbs/operations/doctor.ipynb #40a7b9bb
 def check_database() -> Iterator[Finding]:
-    "Can it be reached, has it pgvector, and are the tables there?"
+    "Check that the database answers, has pgvector, and has the tables."
     own = environment().database_url is None
     fresh = own and not (installation().embedded_database / 'data').exists()
     with tempfile.TemporaryDirectory() as scratch:
@@ -176,7 +178,7 @@ def check_database() -> Iterator[Finding]:
 
 # %% ../../nbs/operations/doctor.ipynb #6a7f1b52
 def check_store() -> Iterator[Finding]:
-    "Where models are published to: is the key of the right kind, and does the bucket answer?"
+    "Check that the key of the store is of the right kind, and that the bucket answers."
     from twotower.store.contract import MissingError
     from twotower.store.local import LocalStore
     from twotower.store.opening import open_store
@@ -195,9 +197,9 @@ def check_store() -> Iterator[Finding]:
         said = 'nothing is published yet'
     yield Finding('store', 'ok', f'{store}: the key is a service key and is admitted; {said}')
 
-
+# %% ../../nbs/operations/doctor.ipynb #d11c204e
 def check_secrets() -> Iterator[Finding]:
-    "Which secrets could not be told from other words in a report?"
+    "Check which secrets could not be told from other words in a report."
     known = known_secrets()
     names = ', '.join(sorted({name for name, _ in known})) or 'none is set'
     yield Finding('secrets', 'ok', names)
@@ -212,7 +214,7 @@ CHECKS = (check_python, check_packages, check_project, check_disk, check_databas
 def examine(
     checks: tuple[Callable[[], Iterator[Finding]], ...] = CHECKS,  # in this order
 ) -> Iterator[Finding]:
-    "All findings, each as soon as it is known."
+    "Run the checks; yield each finding as soon as it is known."
     look = needles(known_secrets())
     for check in checks:
         about = check.__name__.removeprefix('check_')

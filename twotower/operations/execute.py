@@ -22,33 +22,6 @@ from .plan import Stage
 from ..runs.run import Run
 
 # %% ../../nbs/operations/execute.ipynb #c6a7215a
-def _kernel_manager(folder: Path, started: list) -> type:
-    from jupyter_client import AsyncKernelManager
-    from jupyter_client.kernelspec import KernelSpec
-
-    from twotower.base.progress import PROGRESS_FILE
-
-    class ThisPython(AsyncKernelManager):
-        "Starts kernels of this Python, and notes their process ids in `started`."
-
-        def __init__(self, **kwargs):
-            super().__init__(**kwargs, transport='ipc', connection_file=str(folder / 'kernel.json'))
-
-        @property
-        def kernel_spec(self):
-            return KernelSpec(
-                argv=[sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}'], language='python'
-            )
-
-        async def start_kernel(self, **kwargs):
-            env = {**os.environ, **(kwargs.pop('env', None) or {}), PROGRESS_FILE: str(folder / 'progress')}
-            with open(folder / 'kernel.log', 'wb') as log:
-                await super().start_kernel(stdout=log, stderr=log, env=env, **kwargs)
-            started.append(self.provisioner.pid)
-
-    return ThisPython
-
-
 def _stop(future: Future, started: list) -> None:
     "Interrupt the kernel, so that it can tidy up; after ten seconds, or if asked again, kill it."
     patience, asked = time.monotonic() + 10, set()
@@ -63,7 +36,7 @@ def _stop(future: Future, started: list) -> None:
         except KeyboardInterrupt:
             patience = 0
 
-
+# %% ../../nbs/operations/execute.ipynb #1fc319b6
 def _watch(future: Future, started: list, tick: Callable, told: Path) -> None:
     "Wait for the stage, and pass on what it says of its progress."
     try:
@@ -76,7 +49,7 @@ def _watch(future: Future, started: list, tick: Callable, told: Path) -> None:
 
 # %% ../../nbs/operations/execute.ipynb #760842ca
 def _complete(content: dict, error: BaseException | None, log: str) -> None:
-    "Let the notebook say itself how it ended."
+    "Add the error to a notebook that does not say itself how it ended."
     from twotower.runs.pages import failure
 
     content['metadata'].get('papermill', {}).update(input_path=None, output_path=None)
@@ -91,7 +64,7 @@ def _complete(content: dict, error: BaseException | None, log: str) -> None:
 
 # %% ../../nbs/operations/execute.ipynb #918e8c3e
 def _withheld(stage: str, error: Exception) -> dict:
-    "A notebook that says only why there is no other."
+    "Make a notebook that says only why the real one is not kept."
     name, text = type(error).__name__, str(error)
     output = {'output_type': 'error', 'ename': name, 'evalue': text, 'traceback': [f'{name}: {text}']}
     cell = {'id': 'withheld', 'metadata': {}, 'outputs': [output], 'execution_count': None, 'source': ''}
@@ -105,7 +78,7 @@ def _withheld(stage: str, error: Exception) -> dict:
 
 # %% ../../nbs/operations/execute.ipynb #baa3e695
 def _cleared(run: Run, look: dict[bytes, str], since: float) -> tuple[list[tuple[Path, str]], set[Path]]:
-    "What holds a secret, and which of these files are older, and left; the others are removed, and run.json is masked."
+    "Remove the new files that hold a secret, mask run.json; all files that held one, and those that are older and left."
     from twotower.operations.leaks import masked, search
 
     found = search(run.path, look)
@@ -119,7 +92,7 @@ def _cleared(run: Run, look: dict[bytes, str], since: float) -> tuple[list[tuple
             path.unlink(missing_ok=True)
     return found, older
 
-
+# %% ../../nbs/operations/execute.ipynb #e5db9d30
 def _keep(content: dict, run: Run, target: Path, folder: Path, since: float) -> dict:
     "Write a notebook and its page, or why they and what else held a secret are not kept; what was written."
     from twotower.runs.pages import render
@@ -146,6 +119,7 @@ def execute(
     "Run one stage; its notebook and its page are written in any case."
     import papermill
 
+    from twotower.runs.kernels import stage_kernel
     from twotower.runs.pages import failure
 
     logging.getLogger('papermill').setLevel(logging.CRITICAL)
@@ -160,7 +134,7 @@ def execute(
             stage.parameters,
             kernel_name='python3',
             progress_bar=False,
-            kernel_manager_class=_kernel_manager(folder, started),
+            kernel_manager_class=stage_kernel(folder, started),
         )
         try:
             _watch(future, started, tick, folder / 'progress')
@@ -190,7 +164,7 @@ class _Clock:
     def end(self, how: str = '') -> None:
         print(('\r\x1b[K' if self.live else '') + f'{self.line()}  {how}'.rstrip(), flush=True)
 
-
+# %% ../../nbs/operations/execute.ipynb #fad7d580
 def run_chain(
     stages: list[Stage],  # from `plan`
     run: Run,  # where they work

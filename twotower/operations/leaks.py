@@ -30,6 +30,7 @@ class LeakError(TwotowerError):
 
 
 def _variables() -> set[str]:  # in capitals
+    "The names of the variables that hold secrets."
     names = {'PGPASSWORD'}
     for own, field in Environment.model_fields.items():
         if SecretStr in (field.annotation, *get_args(field.annotation)):
@@ -39,9 +40,9 @@ def _variables() -> set[str]:  # in capitals
             }
     return names
 
-
+# %% ../../nbs/operations/leaks.ipynb #51f470da
 def known_secrets() -> list[tuple[str, SecretStr]]:  # variable, value
-    "The secrets of this machine, as they are set in the environment and in `.env`."
+    "Read the secrets of this machine from the environment and from `.env`."
     names, sources = _variables(), (os.environ, dotenv_values(project_root() / '.env'))
     values = [(name, (value or '').strip()) for source in sources for name, value in source.items()]
     return [(name, SecretStr(value)) for name, value in values if value and name.upper() in names]
@@ -53,8 +54,9 @@ _WORD = re.compile(r'[A-Z]?[^\W\d_A-Z]*|[A-Z]+|\d+')
 def _telling(value: str, public: Iterable[str] = ()) -> bool:
     return value not in public and (len(value) >= 12 or (len(value) >= 6 and not _WORD.fullmatch(value)))
 
-
+# %% ../../nbs/operations/leaks.ipynb #a2689571
 def _address_parts(value: str) -> tuple[set[str], set[str]]:  # passwords, public parts
+    "Take an address of a database apart."
     try:
         found = conninfo_to_dict(value)
     except psycopg.ProgrammingError:  # no address, or one that nobody could use
@@ -63,7 +65,7 @@ def _address_parts(value: str) -> tuple[set[str], set[str]]:  # passwords, publi
     hidden |= set(re.findall(r'://[^/:@\s]*:([^/@\s]+)@', value))
     return hidden, set(map(str, found.values()))
 
-
+# %% ../../nbs/operations/leaks.ipynb #6c1ba07b
 def _values(name: str, value: str) -> Iterator[str]:
     "The texts that nobody may read, of one variable."
     hidden, public = _address_parts(value) if '://' in value or '=' in value else (set(), set())
@@ -75,11 +77,11 @@ def _values(name: str, value: str) -> Iterator[str]:
         else:
             yield from (f':{part}@', f'password={part}', f"password='{part}'", f'{name}={part}')
 
-
+# %% ../../nbs/operations/leaks.ipynb #576863d1
 def vague(
     secrets: Iterable[tuple[str, SecretStr]],  # from `known_secrets`
 ) -> list[str]:  # names of variables
-    "The secrets that are looked for only where something names them."
+    "Name the secrets that are looked for only where something says what they are."
     return sorted(
         {
             name
@@ -93,13 +95,14 @@ _RAW = 'surrogateescape'  # how Python holds bytes of the environment that are n
 
 
 def _spelled(text: str) -> set[str]:
+    "A text as URLs, JSON, Python and HTML write it."
     percent = {quote(text, safe, errors=_RAW) for safe in ('/', '', "!'()*")} | {quote_plus(text, errors=_RAW)}
     percent |= {re.sub('%..', lambda code: code[0].lower(), p) for p in percent}
     escaped = {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], repr(text)[1:-1]}
     marked = {html.escape(text), html.escape(text, quote=False), html.escape(text).replace('&#x27;', '&#39;')}
     return percent | escaped | marked | {text}
 
-
+# %% ../../nbs/operations/leaks.ipynb #b450eb3f
 def _base64(value: bytes) -> set[bytes]:
     "The part of its base64 that is the same whatever stands before and after."
     found = set()
@@ -108,11 +111,11 @@ def _base64(value: bytes) -> set[bytes]:
         found.add(whole[(8 * before + 5) // 6 : 8 * (before + len(value)) // 6])
     return found | {part.translate(bytes.maketrans(b'+/', b'-_')) for part in found}
 
-
+# %% ../../nbs/operations/leaks.ipynb #7703088a
 def needles(
     secrets: Iterable[tuple[str, SecretStr]],  # from `known_secrets`
 ) -> dict[bytes, str]:  # the variable, by what betrays it
-    "All that is looked for."
+    "Write down everything that would betray a secret."
     found = {}
     for name, secret in secrets:
         for value in _values(name, secret.get_secret_value()):
@@ -132,7 +135,7 @@ def names_in(
     look: dict[bytes, str],  # from `needles`
     block: int = 1 << 20,  # bytes that are read at a time, > 0
 ) -> set[str]:  # the variables whose values it holds
-    "The secrets that stand in a file."
+    "Find the secrets that stand in a file."
     found, overlap, window = set(), max(map(len, look), default=1) - 1, b''
     with open(path, 'rb') as file:
         while piece := file.read(block):
@@ -140,12 +143,12 @@ def names_in(
             found |= {name for needle, name in look.items() if name not in found and needle in window}
     return found
 
-
+# %% ../../nbs/operations/leaks.ipynb #f10d0140
 def search(
     folder: Path,  # with all that is below it, or one file
     look: dict[bytes, str],  # from `needles`
 ) -> list[tuple[Path, str]]:  # file and variable, sorted
-    "Every file that holds a secret."
+    "Find every file that holds a secret."
     found, files = [], [folder] if folder.is_file() else []
     for place, folders, names in os.walk(folder) if look else ():
         folders[:] = [name for name in folders if not name.startswith('.')]
@@ -166,7 +169,7 @@ def leak(
     folder: Path,  # what the files are named from
     left: Iterable[Path] | None = None,  # those that are as they were, the others are removed; None: nothing is removed
 ) -> LeakError:  # to be raised
-    "What was found, and what to do."
+    "Make the error that says where a secret stands and what to do."
     places = ', '.join(f'{os.path.relpath(path, folder)} (the value of {name})' for path, name in sorted(found))
     done = '' if left is None else '; what this stage wrote of it is removed'
     if left:
@@ -176,12 +179,12 @@ def leak(
         f'or is a word that stands there anyway; find what printed it, and run again{done}'
     )
 
-
+# %% ../../nbs/operations/leaks.ipynb #7b246e7b
 def masked(
     text: str,  # what an outside system said
     look: dict[bytes, str],  # from `needles`
 ) -> str:  # with `***` in place of secrets
-    "A text that may be shown."
+    "Replace secrets in a text that is to be shown."
     said = text.encode(errors=_RAW)
     for needle in sorted(look, key=len, reverse=True):
         said = said.replace(needle, b'***')

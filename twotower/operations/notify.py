@@ -17,7 +17,7 @@ RESULTS = ('success', 'failure', 'cancelled', 'skipped')
 def outcome(
     results: dict[str, str],  # one of RESULTS for each job
 ) -> str:  # success, failure or cancelled
-    "How the whole ended."
+    "Say how the whole ended: the worst result of its jobs."
     if wrong := {job: result for job, result in results.items() if result not in RESULTS}:
         raise InputError(f'{wrong}: a job ends with one of {", ".join(RESULTS)}')
     found = [result for result in ('failure', 'cancelled') if result in results.values()]
@@ -33,7 +33,7 @@ def payload(
     line: str = '',  # what there is to say of the run
     link: str = '',  # address of the page that shows more
 ) -> dict:  # JSON for a webhook in the format of Slack
-    "The message about a workflow that has ended."
+    "Write the message about a workflow that has ended."
     ended = outcome(results)
 
     def plain(text: str) -> str:

@@ -30,6 +30,16 @@ from ..database.sql import copy_out, named
 from ..runs.run import ITEMS, TRAIN, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, Run
 
 # %% ../../nbs/page/open_run.ipynb #233a030a
+def _real(path: Path) -> pa.Table:
+    "The interactions of a file, without pseudo-negatives."
+    if not path.exists():  # a folder of parts, if a cluster has written it
+        raise InputError(f'{path} does not exist: has the stage that writes it run?')
+    try:
+        return pq.read_table(path, filters=pc.field(KIND) != PSEUDO)
+    except pa.ArrowInvalid as error:
+        raise InputError(f'{path} is not a Parquet file of interactions: {error}') from error
+
+# %% ../../nbs/page/open_run.ipynb #c18f7c8d
 def _opinions(path: Path, user_ids: pa.Array, item_ids: pa.Array) -> tuple[sparse.csr_matrix, pa.Table]:
     "Where users have opinions, and those opinions in the same order."
     table = conform(_real(path), INTERACTIONS, str(path))
@@ -45,15 +55,6 @@ def _opinions(path: Path, user_ids: pa.Array, item_ids: pa.Array) -> tuple[spars
     seen.data, seen.indices, seen.indptr = np.ones(len(rows), np.float32), columns[order].astype(np.int32), ends
     return seen, table.select([KIND, STARS, TIME]).take(order)
 
-
-def _real(path: Path) -> pa.Table:
-    if not path.exists():  # a folder of parts, if a cluster has written it
-        raise InputError(f'{path} does not exist: has the stage that writes it run?')
-    try:
-        return pq.read_table(path, filters=pc.field(KIND) != PSEUDO)
-    except pa.ArrowInvalid as error:
-        raise InputError(f'{path} is not a Parquet file of interactions: {error}') from error
-
 # %% ../../nbs/page/open_run.ipynb #99b33e46
 @dataclass(frozen=True)
 class OpenRun:
@@ -67,7 +68,7 @@ class OpenRun:
     seen: sparse.csr_matrix  # (n_users, n_items), where there is an opinion in training
     opinions: pa.Table  # kind, stars, created_at of the entries of `seen`, in their order
 
-
+# %% ../../nbs/page/open_run.ipynb #18ec8d5a
 def open_run(
     run: Run,  # with `prep/` and `model/`
 ) -> OpenRun:  # aligned
@@ -88,7 +89,7 @@ def open_run(
 
 # %% ../../nbs/page/open_run.ipynb #c0d55de6
 def _label(path: Path) -> tuple[str, str]:
-    "When it was made and what a person reads."
+    "When the run was made, to sort by, and the label that a person reads."
     try:
         made = str(read_json(path / 'run.json').get('created_at', ''))
         judged = read_json(path / 'metrics.json').get('verdict') if (path / 'metrics.json').is_file() else None
@@ -101,7 +102,7 @@ def _label(path: Path) -> tuple[str, str]:
 def run_choices(
     outputs: Path | None = None,  # the outputs folder, the installation's by default
 ) -> list[tuple[str, str]]:  # label and id, the newest first
-    "Every run, as one chooses it."
+    "Label every run, also those that can not be read."
     folders = [p for p in ((outputs or installation().outputs) / 'runs').glob('[!.]*') if p.is_dir()]
     labels = {path.name: _label(path) for path in folders}
     return [(label, name) for name, (_, label) in sorted(labels.items(), key=lambda x: (x[1][0], x[0]), reverse=True)]
@@ -112,18 +113,18 @@ def find_text(
     part: str,  # what is looked for; empty: the first ones
     k: int = 20,  # how many at most
 ) -> np.ndarray:  # their places, int64
-    "The first texts that begin with or contain a part."
+    "Find the texts that begin with a part, then those that contain it."
     if not part:
         return np.arange(min(k, len(texts)))
     rows = np.flatnonzero(np.asarray(pc.match_substring(texts, part, ignore_case=True).fill_null(False)))
     begins = np.asarray(pc.starts_with(texts.take(pa.array(rows)), part, ignore_case=True), bool)
     return rows[np.argsort(~begins, kind='stable')][:k]
 
-
+# %% ../../nbs/page/open_run.ipynb #4141edc8
 def facts(
     videos: pa.Table,  # rows of ITEM_FEATURES
 ) -> pd.DataFrame:  # title, tags, year, all text
-    "What tells a person which video it is."
+    "Describe videos for a person, in text."
     frame = videos.select(['title', 'tags', 'release_date']).to_pandas()
     year = pd.to_datetime(frame['release_date']).dt.year.astype('Int64')
     tags = frame['tags'].map(lambda tags: ', '.join(tags) if tags is not None else '')
@@ -134,34 +135,34 @@ def facts(
 # %% ../../nbs/page/open_run.ipynb #8c46d83b
 @dataclass(frozen=True)
 class Person:
-    "Somebody as one run sees them."
+    "A user as one run knows them."
 
     name: str
     vector: np.ndarray  # float32 (128,)
-    rows: np.ndarray  # videos of the page that they have an opinion on, int64 (n,)
+    rows: np.ndarray  # videos of the run that they have an opinion on, int64 (n,)
     opinions: pa.Table  # kind, stars, created_at of those, (n,)
 
-
+# %% ../../nbs/page/open_run.ipynb #ec163e5e
 def person(
-    page: OpenRun,  # an open run
+    opened: OpenRun,  # an open run
     user: str,  # a user id
 ) -> Person:  # as in training
-    "Somebody from the files of a run."
-    row = page.user_ids.index(user).as_py()
+    "Look up a user in the files of a run."
+    row = opened.user_ids.index(user).as_py()
     if row < 0:
-        some = ', '.join(page.user_ids[:3].to_pylist())
-        raise InputError(f'run {page.run_id} has no user {user!r}; it has for instance {some}')
-    start, end = page.seen.indptr[row : row + 2]
-    rows = page.seen.indices[start:end].astype(np.int64)
-    return Person(user, page.users[row], rows, page.opinions.slice(start, end - start))
+        some = ', '.join(opened.user_ids[:3].to_pylist())
+        raise InputError(f'run {opened.run_id} has no user {user!r}; it has for instance {some}')
+    start, end = opened.seen.indptr[row : row + 2]
+    rows = opened.seen.indices[start:end].astype(np.int64)
+    return Person(user, opened.users[row], rows, opened.opinions.slice(start, end - start))
 
-
+# %% ../../nbs/page/open_run.ipynb #17755bd6
 def someone(
-    page: OpenRun,  # an open run
+    opened: OpenRun,  # an open run
 ) -> str:  # a user id
-    "A user with a history of middle length."
-    lengths = np.diff(page.seen.indptr)
-    return page.user_ids[int(np.argsort(lengths, kind='stable')[len(lengths) // 2])].as_py()
+    "Choose a user with a history of middle length."
+    lengths = np.diff(opened.seen.indptr)
+    return opened.user_ids[int(np.argsort(lengths, kind='stable')[len(lengths) // 2])].as_py()
 
 # %% ../../nbs/page/open_run.ipynb #a1cabad2
 _DECIDED = f"""
@@ -172,7 +173,7 @@ _DECIDED = f"""
     ORDER BY video_id
 """
 
-# %% ../../nbs/page/open_run.ipynb #093fecdb
+
 def _load_live(conn: psycopg.Connection, user: str) -> tuple[list, pa.Table]:
     "Model and vector, if there is one; decisions as opinions, with the ids of the videos."
     check_schema(conn, ['user_embeddings', 'user_video_decisions'], 'read')
@@ -183,25 +184,25 @@ def _load_live(conn: psycopg.Connection, user: str) -> tuple[list, pa.Table]:
         found = conn.execute(named(query), [as_uuid(user)]).fetchall()
         return found, copy_out(conn, named(_DECIDED), schema, {'user': as_uuid(user)})
 
-
+# %% ../../nbs/page/open_run.ipynb #4d507056
 def live_person(
     conn: psycopg.Connection,  # migrated
-    page: OpenRun,  # an open run, whose model made the embedding
+    opened: OpenRun,  # an open run, whose model made the embedding
     user: str,  # a user id
 ) -> Person:  # with their newest decisions on videos of the run
-    "Somebody from the database."
+    "Look up a user in the database, with what they have decided since the run."
     found, opinions = _load_live(conn, user)
     if not found:
         raise InputError(
             f'the database has no embedding of user {user}: run 04_embed or `twotower run daily`, or choose another user'
         )
     [(model, text)] = found
-    if model != page.run_id:
+    if model != opened.run_id:
         raise InputError(
-            f'the database has user {user} as run {model} sees them, which says nothing about the videos of run {page.run_id}: '
+            f'the database has user {user} as run {model} sees them, which says nothing about the videos of run {opened.run_id}: '
             f'choose run {model}, or users from the files'
         )
-    ids = one_array(page.videos[VIDEO])
+    ids = one_array(opened.videos[VIDEO])
     there = np.flatnonzero(pc.is_in(ids, value_set=opinions[VIDEO]))
     place = pc.index_in(opinions[VIDEO], value_set=ids.take(there))
     rows, kept = there[place.drop_null().to_numpy()], opinions.filter(place.is_valid())

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import secrets
-import sys
 import tempfile
 import webbrowser
 from pathlib import Path
@@ -20,11 +19,11 @@ from ..runs.run import find_run
 
 # %% ../../nbs/page/server.ipynb #79c4af81
 def page_notebook(
-    run_a: str = '',  # see `show`
-    run_b: str = '',  # see `show`
+    run_a: str = '',  # a run id; empty: the newest, see `show`
+    run_b: str = '',  # another to compare it with; empty: none
 ) -> dict:  # JSON of a notebook
-    "A notebook that is the page and nothing else."
-    source = f'from twotower.page import show\n\nshow({run_a!r}, {run_b!r});'
+    "Make a notebook that is the page and nothing else."
+    source = f'from twotower.page.desk import show\n\nshow({run_a!r}, {run_b!r});'
     cell = {'cell_type': 'code', 'id': 'page', 'metadata': {}, 'source': source, 'outputs': [], 'execution_count': None}
     kernel = {'name': 'python3', 'display_name': 'python3', 'language': 'python'}
     about = {'title': 'What the model sees · twotower', 'kernelspec': kernel}
@@ -32,19 +31,8 @@ def page_notebook(
 
 # %% ../../nbs/page/server.ipynb #6dc46781
 def _server_class() -> type:
-    "Voilà, with this Python for its kernels, saying where the page is."
-    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+    "Voilà, saying where the page is."
     from voila.app import Voila
-
-    class ThisPython(KernelSpecManager):
-        "Knows one kernel, whatever is installed for others."
-
-        def find_kernel_specs(self):
-            return {'python3': str(PACKAGE)}
-
-        def get_kernel_spec(self, kernel_name):
-            argv = [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}']
-            return KernelSpec(argv=argv, language='python', display_name='python3', resource_dir=str(PACKAGE))
 
     class Server(Voila):
         "Says the address with its token, and opens it through a file that only its user can read."
@@ -64,20 +52,22 @@ def _server_class() -> type:
                 opener.write_text(f'<meta http-equiv="refresh" content="0; url={address}">')
                 webbrowser.open(opener.as_uri())
 
-    return Server, ThisPython
+    return Server
 
 # %% ../../nbs/page/server.ipynb #8286a915
 _EXTENSIONS = ['@jupyter-widgets/jupyterlab-manager', '@voila-dashboards/widgets-manager8']  # all that widgets need
 
 
 def serve(
-    run_a: str = '',  # see `show`
-    run_b: str = '',  # see `show`
+    run_a: str = '',  # a run id; empty: the newest, see `show`
+    run_b: str = '',  # another to compare it with; empty: none
     port: int = 8866,  # the next free one is taken if it is not free
     browser: bool = True,  # open it
 ) -> None:
     "Show the page in a browser, until Ctrl-C."
     from traitlets.config import Config
+
+    from twotower.runs.kernels import ThisPython
 
     for run_id in filter(None, (run_a, run_b)):
         find_run(run_id)
@@ -85,11 +75,10 @@ def serve(
     os.environ['JUPYTER_PATH'] = os.pathsep.join(
         filter(None, [str(PACKAGE / 'jupyter'), os.environ.get('JUPYTER_PATH')])
     )
-    server, this_python = _server_class()
     logging.getLogger('tornado').setLevel(logging.ERROR)  # it warns of a setting of the server's
     config = Config()
     config.VoilaConfiguration.template = 'twotower'
-    config.VoilaConfiguration.kernel_spec_manager_class = this_python
+    config.VoilaConfiguration.kernel_spec_manager_class = ThisPython
     config.VoilaConfiguration.extension_allowlist = _EXTENSIONS
     config.ConnectionFileMixin.transport = 'ipc'
     config.MappingKernelManager.cull_idle_timeout = 600  # seconds, for a browser that crashed
@@ -97,7 +86,7 @@ def serve(
         notebook = Path(folder) / 'page.ipynb'
         notebook.write_text(json.dumps(page_notebook(run_a, run_b)), encoding='utf-8')
         token = secrets.token_urlsafe(16)
-        app = server(config=config, port=port, token=token, notebook_path=str(notebook), log_level='ERROR')
+        app = _server_class()(config=config, port=port, token=token, notebook_path=str(notebook), log_level='ERROR')
         app.wants_browser = browser
         app.initialize([])
         app.start()

@@ -53,7 +53,7 @@ def reach(
     if port.isdigit():
         socket.create_connection((host.strip('[]'), int(port)), seconds).close()
 
-
+# %% ../../nbs/parallel/engine.ipynb #c5b0d55b
 @contextmanager
 def cluster(
     **options,  # for the cluster that is started here, such as num_cpus
@@ -82,7 +82,7 @@ def cluster(
     finally:
         ray.shutdown()
 
-
+# %% ../../nbs/parallel/engine.ipynb #2fd5081b
 def cpus() -> int:  # at least 1
     "How many functions the cluster can run at a time."
     import ray
@@ -237,7 +237,7 @@ def quiet_data() -> Any:  # the module ray.data
     context.execution_options.preserve_order = True
     return ray.data
 
-
+# %% ../../nbs/parallel/engine.ipynb #500cf903
 @contextmanager
 def engine_of(
     name: str,  # `local` or `ray`

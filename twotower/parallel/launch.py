@@ -36,7 +36,9 @@ def call(
         (folder / ERROR).write_text(f'{type(error).__name__}: {error}', encoding='utf-8')
 
 
-if __name__ == '__main__' and 'TORCHELASTIC_RUN_ID' in os.environ:  # torchrun ... -m twotower.engines WORK FOLDER
+if (
+    __name__ == '__main__' and 'TORCHELASTIC_RUN_ID' in os.environ
+):  # torchrun ... -m twotower.parallel.launch WORK FOLDER
     call(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
 
 # %% ../../nbs/parallel/launch.ipynb #6ad1f210
@@ -48,7 +50,7 @@ def torchrun(
     "Let processes on this machine do a work; those that die are started again."
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(workers)]
     command += ['--max-restarts', str(RESTARTS), '--monitor-interval', '0.5']
-    command += ['-m', 'twotower.engines', work, str(folder)]
+    command += ['-m', 'twotower.parallel.launch', work, str(folder)]
     options = {
         'stderr': subprocess.PIPE,
         'text': True,

@@ -30,7 +30,7 @@ def _decimals(values: list[float]) -> int | None:  # None: each value for itself
         return None
     return max(len(f'{v:.{decimals}f}'.partition('.')[2].rstrip('0')) for v in sizes)
 
-
+# %% ../../nbs/runs/tables.ipynb #5602c44e
 def number(
     value: float,  # any real number
     decimals: int | None = None,  # digits after the point; by default as many as make four significant ones
@@ -45,7 +45,7 @@ def number(
     grouped = ',' if abs(value) >= 10_000 else ''
     return f'{value:{grouped}.{decimals}f}'
 
-
+# %% ../../nbs/runs/tables.ipynb #ccbeaa5f
 def cell_text(
     value: object,  # a value of a table
     decimals: int | None = None,  # for numbers, see `number`
@@ -83,6 +83,12 @@ def cell_texts(
     reals = [[float(v) for v in c if isinstance(v, Real) and math.isfinite(v)] for c in columns]
     return [[cell_text(v, _decimals(r) if r else None) for v in c] for c, r in zip(columns, reals, strict=True)]
 
+# %% ../../nbs/runs/tables.ipynb #101d4fc5
+def _cell(text: object, side: str, scope: str) -> str:
+    tag, scope = ('th', f' scope="{scope}"') if scope else ('td', '')
+    weight = ';font-weight:normal' if 'row' in scope else ''
+    return f'<{tag}{scope} style="text-align:{side}{weight}">{html_text.escape(str(text))}</{tag}>'
+
 
 def table(
     frame: pd.DataFrame,  # what to show; units belong in the column names, the index is left out
@@ -95,13 +101,8 @@ def table(
         for i in range(frame.shape[1])
     ]
 
-    def cell(text, side, scope):
-        tag, scope = ('th', f' scope="{scope}"') if scope else ('td', '')
-        weight = ';font-weight:normal' if 'row' in scope else ''
-        return f'<{tag}{scope} style="text-align:{side}{weight}">{html_text.escape(str(text))}</{tag}>'
-
     def row(cells, scopes):
-        return f'<tr>{"".join(map(cell, cells, sides, scopes))}</tr>'
+        return f'<tr>{"".join(map(_cell, cells, sides, scopes))}</tr>'
 
     head = row(frame.columns, ['col'] * len(sides))
     body = '\n'.join(row(cells, ['row', *[''] * len(sides)]) for cells in zip(*texts, strict=True))
@@ -109,7 +110,10 @@ def table(
     return HTML(f'<table>{title}<thead>{head}</thead>\n<tbody>\n{body}\n</tbody></table>')
 
 # %% ../../nbs/runs/tables.ipynb #71e16681
-def facts_html(pairs: dict) -> str:
+def facts_html(
+    pairs: dict,  # any values by name; escaped here
+) -> str:  # HTML
+    "Names and values as a small grid."
     items = ''.join(
         f'<div style="overflow-wrap:anywhere"><dt style="opacity:.65;font-weight:normal;font-size:85%">{html_text.escape(str(name))}</dt>'
         f'<dd style="margin:0">{html_text.escape(str(value)) or "—"}</dd></div>'
@@ -118,7 +122,7 @@ def facts_html(pairs: dict) -> str:
     grid = 'display:grid;grid-template-columns:repeat(auto-fill,minmax(min(11em,45%),1fr));gap:.5em 1.2em;margin:.6em 0'
     return f'<dl style="{grid}">{items}</dl>'
 
-
+# %% ../../nbs/runs/tables.ipynb #4b199f63
 RUNNING = 'still running'  # until the page is made
 
 

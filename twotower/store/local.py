@@ -42,7 +42,7 @@ def _place(path: Path, target: Path, create_only: bool) -> None:
     finally:
         draft.unlink(missing_ok=True)
 
-
+# %% ../../nbs/store/local.ipynb #f1165340
 @contextmanager
 def _plainly(what: str, place: object) -> Iterator[None]:
     "Turn what the disk says into an error of a store."

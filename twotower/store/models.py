@@ -6,7 +6,6 @@
 __all__ = ['CURRENT', 'SEEN', 'upload', 'mirror', 'activate', 'rollback', 'fetch', 'adopt']
 
 # %% ../../nbs/store/models.ipynb #8c7fc3f8
-import fcntl
 import re
 import shutil
 import tempfile
@@ -16,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from ..base.errors import GateError, InputError, OutsideError, SettingError, disk_advice
-from ..base.files import atomic_folder, point, read_json, remove_drafts, sha256, write_json
+from ..base.files import atomic_folder, one_writer, point, read_json, sha256, write_json
 from ..base.progress import progress
 from ..runs.run import ONNX, PT, Run, blessed, files_of
 from .contract import ExistsError, MissingError, Store
@@ -30,7 +29,7 @@ def upload(
     store: Store,  # where to
     run: Run,  # its model must have passed, with exactly these files
 ) -> dict:  # the manifest: run_id, created_at, files with bytes and sha256
-    "Bring a judged run into the store."
+    "Upload a run that has passed its gate."
     if not re.fullmatch('[A-Za-z0-9][A-Za-z0-9_.-]*', run.id) or run.id == 'current':
         raise SettingError(f'run {run.id!r} can not be published: use ASCII letters, digits, dot, dash, underscore')
     names = files_of(run.model)
@@ -93,7 +92,7 @@ def _confirm(store: Store, made: dict, before: dict | None) -> None:
         f'run {made["run_id"]} was pruned in this very moment: upload it again; active is {before["run_id"]}'
     )
 
-
+# %% ../../nbs/store/models.ipynb #2c318b89
 def activate(
     store: Store,  # where the run is
     run_id: str,  # an uploaded run
@@ -135,7 +134,7 @@ def _mirrored(store: Store) -> int:
     except MissingError:
         return 0
 
-
+# %% ../../nbs/store/models.ipynb #ff3eaf81
 def rollback(
     store: Store,  # with at least two activations
     run_id: str | None = None,  # the run to take back; by default the active one
@@ -167,13 +166,10 @@ CURRENT, SEEN = 'current', '.seen.json'
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    "One fetch at a time; drafts of one that was killed are swept out."
+def _one_fetch(folder: Path) -> Iterator[None]:
+    "One fetch at a time into a folder; what the disk refuses is told with its name."
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / '.lock', 'w') as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            remove_drafts(folder, age=0)
+        with one_writer(folder):
             yield
     except OSError as error:
         raise OutsideError(f'{folder} could not be written: {disk_advice(error)}') from error
@@ -203,7 +199,7 @@ def fetch(
     dry_run: bool = False,  # True downloads and checks, and leaves the folder as it is, also if there is none
 ) -> dict:  # the activation whose model `current` points to
     "Bring the active model to this machine, whole or not at all."
-    with nullcontext() if dry_run else _alone(folder):
+    with nullcontext() if dry_run else _one_fetch(folder):
         now = active(store)
         if not now:
             raise InputError(f'no model is active in {store}: upload and activate one')

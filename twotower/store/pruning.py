@@ -26,7 +26,7 @@ from twotower.store.records import (
 def list_runs(
     store: Store,  # where to look
 ) -> pd.DataFrame:  # run, files, kB, complete, active; one row per uploaded run
-    "What the store holds."
+    "The uploaded runs, their sizes, and which one is active."
     now = active(store)
     home, sizes = key_of('runs'), {}
     for key, size in store.list(home).items():
@@ -38,7 +38,7 @@ def list_runs(
     ]
     return pd.DataFrame(rows, columns=['run', 'files', 'kB', 'complete', 'active'])
 
-# %% ../../nbs/store/pruning.ipynb #e980948d
+# %% ../../nbs/store/pruning.ipynb #2510849d
 def _pointed(store: Store, keep: int) -> set[str]:
     "The runs that the last activations, or as many rollbacks, lead to."
     recent = activations(store, keep)
@@ -49,7 +49,7 @@ def _pointed(store: Store, keep: int) -> set[str]:
             runs, below = runs | {record['run_id']}, record['below']
     return runs
 
-
+# %% ../../nbs/store/pruning.ipynb #e980948d
 def _give_back(store: Store, run_id: str) -> None:
     "Undo the first step of a removal."
     with tempfile.TemporaryDirectory() as scratch:
@@ -84,8 +84,8 @@ def _remove(store: Store, run_id: str, keep: int) -> bool:
 def prune(
     store: Store,  # where to
     keep: int = 5,  # so many activations, rollbacks and uploads stay possible; at least 1
-) -> list[str]:  # the runs that were taken away
-    "Take away the runs that nobody can need any more."
+) -> list[str]:  # the runs that were removed
+    "Remove the runs that are neither active, nor within reach of a rollback, nor among the newest."
     if keep < 1:
         raise SettingError(f'keep is {keep}, must be 1 or more')
     now, files = active(store), list_runs(store)

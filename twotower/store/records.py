@@ -44,13 +44,13 @@ def key_of(
     "The key of an object of this project."
     return '/'.join((installation().store_prefix, *parts))
 
-
+# %% ../../nbs/store/records.ipynb #6d81ce22
 def parse(
     content: bytes,  # as it came from the store
     keys: set[str],  # what it must have
     key: str,  # what to call it in an error
 ) -> dict:  # the JSON object
-    "Understand a record."
+    "Read a record and check its keys and its version."
     try:
         parsed = json.loads(content)
         missing = keys - set(parsed)
@@ -114,7 +114,7 @@ def read_manifest(
         )
     return manifest, found
 
-
+# %% ../../nbs/store/records.ipynb #7198cd00
 def check_file(
     path: Path,  # a downloaded file
     fact: dict,  # `bytes` and `sha256` of the manifest
@@ -173,7 +173,7 @@ def active(
     "What is active now."
     return next(iter(activations(store, last=1)), None)
 
-
+# %% ../../nbs/store/records.ipynb #85f05519
 def append(
     store: Store,  # where to
     action: str,  # `activate` or `rollback`

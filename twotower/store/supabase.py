@@ -9,7 +9,6 @@ __all__ = ['check_service_key', 'storage_url', 'SupabaseStore']
 import base64
 import hashlib
 import io
-import itertools
 import json
 import re
 import time
@@ -23,17 +22,10 @@ from typing import BinaryIO, TypeVar
 import httpx
 from storage3 import SyncStorageClient
 from storage3.exceptions import StorageApiError
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception_type,
-    stop_after_attempt,
-    wait_exponential,
-    wait_random,
-)
 
 from ..base.errors import OutsideError, SettingError, TwotowerError, disk_advice
 from ..base.files import atomic_file, sha256
+from ..base.retry import Pauses, TransientError, retry, retry_after
 from .contract import ExistsError, MissingError, check_key
 
 _Answer = TypeVar('_Answer')
@@ -59,7 +51,7 @@ def _claims(key: str) -> dict:
     except ValueError:  # not in base64
         return {}
 
-
+# %% ../../nbs/store/supabase.ipynb #d19a9db8
 def check_service_key(
     key: str,  # `sb_secret_…`, or the legacy key of the role service_role
 ) -> str:  # the same
@@ -82,7 +74,7 @@ def check_service_key(
 def storage_url(
     url: str,  # of the project, such as https://abcdefghijkl.supabase.co
 ) -> str:  # of its storage service, with a slash at the end
-    "Where the storage service of a project is."
+    "The address of the storage service of a project; the key may not travel to it in the clear."
     try:
         parsed = httpx.URL(url.strip().rstrip('/'))
     except httpx.InvalidURL:
@@ -95,14 +87,6 @@ def storage_url(
     return f'{parsed.copy_with(query=None, fragment=None)}/storage/v1/'.replace('//storage', '/storage')
 
 # %% ../../nbs/store/supabase.ipynb #3f2fba3e
-class _Again(OutsideError):
-    "Something that may go well the next time."
-
-    def __init__(self, message: str, wait: float | None = None):
-        super().__init__(message)
-        self.wait = wait  # seconds, if the service has asked for a pause
-
-
 def _explained(status: int, said: str, bucket: str, where: str, key: str, expires: float | None) -> TwotowerError:
     "The error for an answer with `status`, about the object `key`."
     if status == 404 and 'bucket' in said.lower():
@@ -125,41 +109,14 @@ def _explained(status: int, said: str, bucket: str, where: str, key: str, expire
     if status == 413:
         return OutsideError(f'{key} is too large for {where} ({said}): raise the upload limit in the storage settings')
     if status in (408, 423, 425, 429) or status >= 500:
-        return _Again(f'{where} answered {status} about {key or "a list"}: {said}')
+        return TransientError(f'{where} answered {status} about {key or "a list"}: {said}')
     return OutsideError(f'{where} answered {status} about {key or "a list"}: {said}')
 
-
+# %% ../../nbs/store/supabase.ipynb #8543c946
 def _said(text: str) -> str:
     "One line of what a service said: a page of HTML is not worth reading."
     line = ' '.join(text.removeprefix('Unable to parse error message: ').split())
     return 'no reason given' if not line or line.startswith('<') else line[:200]
-
-# %% ../../nbs/store/supabase.ipynb #d8a74c3b
-_grow = wait_exponential(multiplier=0.5, max=20) + wait_random(0, 0.5)
-
-
-def _pause(state: RetryCallState, longest: float = 60) -> float:
-    "Seconds until the next attempt."
-    asked = getattr(state.outcome.exception(), 'wait', None)
-    return _grow(state) if asked is None else min(asked, longest)
-
-
-def _give_up(state: RetryCallState) -> None:
-    error = state.outcome.exception()
-    raise OutsideError(f'{error} (asked {state.attempt_number} times): try again later') from error
-
-
-def _retrying(attempts: int, sleep: Callable[[float], None]) -> Retrying:
-    "Calls what it is given until it asks for no other attempt."
-    again = retry_if_exception_type(_Again)
-    return Retrying(
-        retry=again, stop=stop_after_attempt(attempts), wait=_pause, sleep=sleep, retry_error_callback=_give_up
-    )
-
-
-def _retry_after(response: httpx.Response | None) -> float | None:
-    text = response.headers.get('retry-after', '') if response is not None else ''
-    return float(text) if text.isdecimal() and len(text) < 6 else None
 
 
 def _response(error: BaseException | None) -> httpx.Response | None:
@@ -172,6 +129,9 @@ def _response(error: BaseException | None) -> httpx.Response | None:
 def _status(said: object, response: httpx.Response | None) -> int:
     "The status in the body of an answer, else that of the answer."
     return int(said) if str(said).isdecimal() else response.status_code if response is not None else 500
+
+# %% ../../nbs/store/supabase.ipynb #d8a74c3b
+_PAUSES = Pauses(first=0.5, longest=20, jitter=0.5, asked_longest=60)
 
 # %% ../../nbs/store/supabase.ipynb #ea302d67
 class _Conversation:
@@ -198,8 +158,8 @@ class _Conversation:
         "What an answer means, and how long the service wants to be left alone."
         said = _said(said.replace(self.key, '***'))
         found = _explained(status, said, self.name, self.where, key, _claims(self.key).get('exp'))
-        if isinstance(found, _Again):
-            found.wait = _retry_after(response)
+        if isinstance(found, TransientError):
+            found.wait = retry_after(response.headers.get('retry-after', '')) if response is not None else None
         return found
 
     def once(self, work: Callable[[], _Answer], key: str) -> _Answer:
@@ -210,7 +170,7 @@ class _Conversation:
             response = _response(error)
             raise self.error(_status(error.status, response), error.message, key, response) from None
         except httpx.RequestError as error:  # also an answer whose compression is broken
-            raise _Again(f'{self.where}: {type(error).__name__} {error}'.replace(self.key, '***')) from None
+            raise TransientError(f'{self.where}: {type(error).__name__} {error}'.replace(self.key, '***')) from None
         except (ValueError, LookupError, TypeError) as error:  # it would be no better the next time
             raise OutsideError(
                 f'{self.where} gave an answer that is not understood: {type(error).__name__}; see that SUPABASE_URL leads to Supabase'
@@ -218,8 +178,7 @@ class _Conversation:
 
     def patiently(self, work: Callable[[int], _Answer]) -> _Answer:
         "Call `work` with the number of the attempt, from 1, until it asks for no other."
-        numbers = itertools.count(1)
-        return _retrying(self.attempts, self.sleep)(lambda: work(next(numbers)))
+        return retry(work, self.attempts, _PAUSES, self.sleep)
 
 # %% ../../nbs/store/supabase.ipynb #1c5e91d4
 def _receive(talk: _Conversation, key: str, file: BinaryIO, fresh: bool) -> tuple[int, str]:
@@ -236,7 +195,7 @@ def _receive(talk: _Conversation, key: str, file: BinaryIO, fresh: bool) -> tupl
             digest.update(block)
     return size, digest.hexdigest()
 
-
+# %% ../../nbs/store/supabase.ipynb #f35d6c59
 def _facts(talk: _Conversation, key: str) -> dict:
     "What the service knows of an object: size and, if we have put it, sha256 and mark."
     info = talk.once(lambda: talk.bucket.info(key), key)
@@ -251,36 +210,13 @@ def _download(talk: _Conversation, key: str, file: BinaryIO, fresh: bool) -> Non
     try:
         found = dict(zip(('size', 'sha256'), talk.once(lambda: _receive(talk, key, file, fresh), key), strict=True))
     except MissingError as error:
-        raise _Again(f'{key} is in {talk.where}, but could not be read') from error
+        raise TransientError(f'{key} is in {talk.where}, but could not be read') from error
     if wrong := {name: value for name, value in found.items() if facts.get(name) not in (None, value)}:
         must = {name: facts[name] for name in wrong}
-        raise _Again(f'{key} came damaged or out of an old state from {talk.where}: {wrong}, must be {must}')
+        raise TransientError(f'{key} came damaged or out of an old state from {talk.where}: {wrong}, must be {must}')
 
-# %% ../../nbs/store/supabase.ipynb #4a0f491b
-_TYPES = {'.json': 'application/json'}
-_YEAR, _LARGE, _PAGE, _FULL, _MANY = 31_536_000, 1_000_000, 1000, 100, 500
-
-
-def _upload(talk: _Conversation, key: str, path: Path, create_only: bool) -> None:
-    "Put a file; ExistsError only if somebody else has created the object."
-    mark, size = uuid.uuid4().hex, path.stat().st_size
-    options = {
-        'content-type': _TYPES.get(Path(key).suffix, 'application/octet-stream'),
-        'cache-control': str(_YEAR if create_only else 0),
-        'upsert': 'false' if create_only else 'true',
-        'metadata': {'sha256': sha256(path), 'mark': mark},
-    }
-
-    def attempt(_: int) -> None:
-        try:
-            if create_only and size > _LARGE and key.rpartition('/')[2] in dict(_entries(talk, key.rpartition('/')[0])):
-                raise ExistsError(f'{key} is already in {talk.where}')
-            talk.once(lambda: talk.bucket.upload(key, path, options), key)
-        except ExistsError:
-            if _facts(talk, key).get('mark') != mark:
-                raise
-
-    talk.patiently(attempt)
+# %% ../../nbs/store/supabase.ipynb #e3e5a93e
+_PAGE, _FULL = 1000, 100  # entries to ask for; fewer than this end the list
 
 
 def _entries(talk: _Conversation, folder: str) -> Iterator[tuple[str, int | None]]:
@@ -307,6 +243,36 @@ def _page(talk: _Conversation, folder: str, options: dict) -> list[tuple[str, in
     return [
         (e['name'], None if e['id'] is None else int(e['metadata']['size'])) for e in talk.bucket.list(folder, options)
     ]
+
+# %% ../../nbs/store/supabase.ipynb #4a0f491b
+_TYPES = {'.json': 'application/json'}
+_YEAR, _LARGE, _MANY = (
+    31_536_000,
+    1_000_000,
+    500,
+)  # seconds in a cache; bytes that are not sent in vain; keys per deletion
+
+
+def _upload(talk: _Conversation, key: str, path: Path, create_only: bool) -> None:
+    "Put a file; ExistsError only if somebody else has created the object."
+    mark, size = uuid.uuid4().hex, path.stat().st_size
+    options = {
+        'content-type': _TYPES.get(Path(key).suffix, 'application/octet-stream'),
+        'cache-control': str(_YEAR if create_only else 0),
+        'upsert': 'false' if create_only else 'true',
+        'metadata': {'sha256': sha256(path), 'mark': mark},
+    }
+
+    def attempt(_: int) -> None:
+        try:
+            if create_only and size > _LARGE and key.rpartition('/')[2] in dict(_entries(talk, key.rpartition('/')[0])):
+                raise ExistsError(f'{key} is already in {talk.where}')
+            talk.once(lambda: talk.bucket.upload(key, path, options), key)
+        except ExistsError:
+            if _facts(talk, key).get('mark') != mark:
+                raise
+
+    talk.patiently(attempt)
 
 # %% ../../nbs/store/supabase.ipynb #938f17e8
 class SupabaseStore:
