@@ -34,7 +34,7 @@ demo: install
 test: install
 	$(BIN)/ruff check -q
 	echo 'notebooks'
-	$(BIN)/nbdev-test --n-workers 2
+	$(BIN)/python .ci/notebooks.py --n-workers 2
 	echo 'tests'
 	$(BIN)/python -m pytest
 
