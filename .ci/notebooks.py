@@ -92,10 +92,10 @@ def main() -> None:
     notebooks = sorted(found, key=lambda path: (last_time(path), path.stat().st_size), reverse=True)
     # a process for each: what one notebook sets (a style, a number of threads) must not decide how the next one ends
     with ProcessPoolExecutor(given.n_workers, get_context('spawn'), max_tasks_per_child=1) as pool:
-        results = dict(zip(notebooks, pool.map(run, notebooks), strict=True))
-    for notebook, (passed, seconds) in sorted(results.items(), key=lambda found: -found[1][1]):
+        ended = dict(zip(notebooks, pool.map(run, notebooks), strict=True))
+    for notebook, (passed, seconds) in sorted(ended.items(), key=lambda item: -item[1][1]):
         print(f'{seconds:6.1f} s  {notebook.relative_to(TOP)}{"" if passed else "  FAILED"}')
-    sys.exit(not results or not all(passed for passed, _ in results.values()))
+    sys.exit(not ended or not all(passed for passed, _ in ended.values()))
 
 
 if __name__ == '__main__':

@@ -61,7 +61,8 @@ def fill(app, name: str, source: list[str]) -> None:
 def describe(app, what: str, name: str, thing, options, lines: list[str]) -> None:
     "The first line of a docstring, and the comments beside the parameters."
     lines[:] = [*map(escape, lines[:1]), '']
-    for key, text in docments(thing).items() if what in ('function', 'method', 'class') else ():
+    own = what in ('function', 'method', 'class') and thing.__module__.startswith(project)
+    for key, text in docments(thing).items() if own else ():
         lines += [f':{"returns" if key == "return" else f"param {key}"}: {escape(text)}'] if text else []
 
 
