@@ -2,7 +2,7 @@
 # make test    lint, the notebooks' own tests, and the tests beside them
 # make lab     open the notebooks
 # make readme  write README.md and README.ja.md from their notebooks, FAULTS.md from the tests, SETTINGS.md and PARAMETERS.md from the classes of settings
-# make docs    the notebooks as a site, _site/index.html, with its links checked
+# make docs    the notebooks with the results of their last run as a site, _site/index.html, with its links checked
 # make ci      all that must hold before a change lands
 # make clean   remove the virtual environment and caches; data/ and outputs/ stay
 
@@ -35,7 +35,7 @@ test: install
 	$(BIN)/ruff check -q
 	$(BIN)/lint-imports
 	echo 'notebooks'
-	$(BIN)/nbdev-test --n-workers 2
+	$(BIN)/python .ci/notebooks.py --n-workers 2
 	echo 'tests'
 	$(BIN)/python -m pytest
 
@@ -49,11 +49,15 @@ readme: install
 	$(BIN)/python .ci/parameters.py
 
 docs: install
-	$(BIN)/python .ci/docs.py
+	rm -rf _ran/site
+	$(BIN)/sphinx-build -q -E -W --keep-going -c site -d _ran/doctrees . _ran/site
+	cp _ran/site/README.html _ran/site/index.html
+	rm -rf _site && mv _ran/site _site
+	echo '_site/index.html'
 
 ci:
 	.ci/run
 
 clean:
-	rm -rf $(VENV) _site .mypy_cache .pytest_cache .ruff_cache .hypothesis nbs/.hypothesis dist build
+	rm -rf $(VENV) _ran _site .mypy_cache .pytest_cache .ruff_cache .hypothesis nbs/.hypothesis dist build
 	find nbs tests twotower bench -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -1,137 +1,194 @@
-"The documentation site: every link leads somewhere, nothing comes from elsewhere, formulas and functions are there."
+"The site: every notebook is a page with its results, every link leads somewhere, nothing comes from elsewhere, functions and parameters are found."
 
 import json
 import re
+import shutil
+import subprocess
 import sys
-from collections import Counter
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+import nbformat.v4 as nbf
+import playwright.sync_api as playwright
 import pytest
 
 TOP = Path(__file__).parent.parent
-sys.path.insert(0, str(TOP / '.ci'))
+MARKDOWN = [
+    path.relative_to(TOP)
+    for pattern in ('*.md', 'bench/*.md', 'examples/*/*.md', 'site/*.md')
+    for path in sorted(TOP.glob(pattern))
+]
 
-import docs  # noqa: E402
-import links  # noqa: E402
-import prose  # noqa: E402
+
+def build(source: Path, place: Path) -> subprocess.CompletedProcess:
+    "Sphinx as `make docs` calls it."
+    options = ['-q', '-E', '-W', '--keep-going', '-c', TOP / 'site', '-d', place / 'doctrees']
+    command = [sys.executable, '-m', 'sphinx', *options, source, place / 'site']
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+class Page(HTMLParser):
+    "The anchors of a page, where it leads, and what a browser fetches for it."
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.ids, self.links, self.loads = set(), [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.ids.add(given.get('id'))
+        self.links += [given['href']] if tag == 'a' and given.get('href') else []
+        if tag in ('script', 'img', 'iframe', 'source') or (tag == 'link' and given.get('rel') != 'canonical'):
+            self.loads += [given[name] for name in ('src', 'href') if given.get(name)]
 
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory) -> Path:
-    place = tmp_path_factory.mktemp('site')
-    docs.build(place)
-    (place / 'gone.html').write_text('<a href="nowhere.html">')
-    docs.build(place)
-    return place
+    place = tmp_path_factory.mktemp('docs')
+    done = build(TOP, place)
+    assert done.returncode == 0, done.stderr
+    return place / 'site'
 
 
-def test_every_link_of_the_site_leads_somewhere(site):
-    assert links.broken_in_site(site) == []
+@pytest.fixture(scope='module')
+def pages(site) -> dict[Path, Page]:
+    return {path: Page(path.read_text(encoding='utf-8')) for path in site.rglob('*.html')}
 
 
-def test_every_link_of_the_markdown_files_leads_somewhere():
-    assert links.broken_in_markdown(links.markdown_files()) == []
+@pytest.fixture(scope='module')
+def browser():
+    program = shutil.which('chromium')
+    assert program, 'chromium is not on the PATH: apt-get install chromium'
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=program, args=['--no-sandbox', '--disable-gpu'])
+        yield opened
+        opened.close()
 
 
-def test_every_notebook_is_a_page_and_in_the_menu(site):
-    menu = re.search(r'<nav id="site-menu".*?</nav>', (site / 'index.html').read_text(), re.S)[0]
-    for notebook in (TOP / 'nbs').glob('[0-9]*.ipynb'):
-        assert f'href="nbs/{notebook.stem}.html"' in menu
+def test_every_notebook_and_every_markdown_file_is_a_page_and_in_the_sidebar(site, pages):
+    links = set(pages[site / 'README.html'].links)
+    notebooks = [
+        path.relative_to(TOP) for path in (TOP / 'nbs').rglob('[!.]*.ipynb') if not path.stem.startswith('index')
+    ]
+    notebooks = [path for path in notebooks if '.ipynb_checkpoints' not in path.parts]
+    assert len(notebooks) > 40
+    for source in [*notebooks, *MARKDOWN]:
+        page = source.with_suffix('.html').as_posix()
+        assert (site / page).is_file()
+        assert page in links or page == 'README.html'
 
 
-def test_formulas_are_mathml(site):
-    text = (site / 'nbs/13_metrics.html').read_text()
-    assert '<math' in text
-    assert '<msub>' in text
-    for page in site.rglob('*.html'):
-        words = re.sub(r'<(pre|code)\b.*?</\1>', '', page.read_text(), flags=re.S)
-        assert not re.findall(r'\$\\?\w[^$<\n]*\$', words), page
+def test_every_link_of_the_site_leads_somewhere(pages):
+    for path, page in pages.items():
+        for link in page.links + page.loads:
+            parts = urlsplit(link)
+            if parts.scheme or parts.path == '' == parts.fragment:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            assert target.is_file(), f'{path}: {link}'
+            assert not parts.fragment or unquote(parts.fragment) in pages[target].ids, f'{path}: {link}'
 
 
-def test_cells_say_what_they_are(site):
-    text = (site / 'nbs/13_metrics.html').read_text()
-    assert '<div class="cell library"><span id="def-top_k"></span>' in text
-    assert {'library', 'test'} <= set(re.findall(r'class="cell (\w+)"', text))
-    assert {'parameters', 'run'} <= set(re.findall(r'class="cell (\w+)"', (site / 'nbs/03_eval.html').read_text()))
+def test_nothing_is_fetched_from_elsewhere(site, pages):
+    assert not [load for page in pages.values() for load in page.loads if re.match(r'(https?:)?//', load)]
+    for style in site.rglob('*.css'):
+        assert not re.search(r'@import|url\(["\']?(https?:)?//', style.read_text(encoding='utf-8')), style
+
+
+def test_formulas_are_mathml(site, pages):
+    formulas = 0
+    for path in pages:
+        text = path.read_text(encoding='utf-8')
+        formulas += text.count('<math')
+        assert not re.findall(r'\$\\?\w[^$<\n]*\$', re.sub(r'<(pre|code|script)\b.*?</\1>', '', text, flags=re.S)), path
+    assert formulas > 20
+
+
+def test_every_public_function_is_listed_with_its_comments_and_its_notebook(site):
+    text = (site / 'site/functions.html').read_text(encoding='utf-8')
+    for module in (TOP / 'twotower').rglob('[a-z]*.py'):
+        source = module.read_text(encoding='utf-8')
+        notebook = re.search(r'File to edit: \S*(nbs/\S+)\.ipynb', source)
+        for name in re.findall(r'^(?:def|class) ([a-z]\w*)', source, re.M) if notebook else []:
+            anchor = '.'.join([*module.relative_to(TOP).with_suffix('').parts, name])
+            assert f'id="{anchor}"' in text, anchor
+            assert f'href="../{notebook[1]}.html#def-{name}"' in text, anchor
+    assert '<strong>k</strong> – length of the lists, &gt; 0' in text
+
+
+def test_a_browser_finds_functions_and_parameters_from_a_file(site, browser):
+    page, asked = browser.new_page(viewport={'width': 390, 'height': 800}, color_scheme='dark'), []
+    page.on('request', lambda request: asked.append(urlsplit(request.url).scheme))
+    for word, expected in {'min_stars': 'prep', 'history_dropout': 'train', 'top_k': 'metrics'}.items():
+        page.goto(f'file://{site}/search.html?q={word}')
+        page.wait_for_selector('#search-results li a')
+        assert page.locator('#search-results li a', has_text=expected).count(), word
+    page.goto(f'file://{site}/README.html')
+    assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')  # a phone shows it all
+    assert page.evaluate('getComputedStyle(document.body).backgroundColor') != 'rgb(255, 255, 255)'
+    assert set(asked) <= {'file', 'data'}
+
+
+def project(top: Path, prose: str = 'See [the rows](#rows), [all](../../README.md) and [a file](split.py).') -> Path:
+    "A small repository with one notebook that has run, and one of a stage that has not."
+    for path in MARKDOWN:
+        (top / path).parent.mkdir(parents=True, exist_ok=True)
+        (top / path).write_text(f'# {path}\n')
+    (top / 'README.md').write_text('# Small\n\n[Split](nbs/data/split.ipynb#rows), [in a folder](nbs/data)\n')
+    sources = [
+        '#| default_exp data.split',
+        '#| export\nimport os',
+        '#| export\ndef part(): ...',
+        "#| run\nprint('yes')",
+    ]
+    cells = [nbf.new_markdown_cell(f'# split\n\n{prose}\n\n## Rows\n\n$x_1$'), *map(nbf.new_code_cell, sources)]
+    for folder in (top / 'nbs/data', top / '_ran/nbs/data'):
+        folder.mkdir(parents=True)
+        (folder / 'split.ipynb').write_text(json.dumps(nbf.new_notebook(cells=cells)))
+        (folder / 'split.py').write_text('')
+        cells[3].outputs = [nbf.new_output('stream', text='from the tests')]
+    (top / 'nbs/01_prep.ipynb').write_text(
+        json.dumps(nbf.new_notebook(cells=[nbf.new_markdown_cell('# prep'), cells[4]]))
+    )
+    return top
+
+
+def test_a_page_shows_the_results_and_no_directives(tmp_path):
+    top = project(tmp_path)
+    done = build(top, tmp_path / '_built')
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / '_built/site/nbs/data/split.html').read_text()
+    assert 'from the tests' in text
     assert '#|' not in text
+    assert 'default_exp' not in text
+    assert '<span id="def-part"></span>' in text
+    assert re.search(r'<details class="[^"]*hide', text)
+    menu = re.search(r'<div class="sidebar-tree">.*?</div>', text, re.S)[0]
+    assert re.findall(r'<span class="caption-text">(\w+)', menu) == ['start', 'stages', 'data']
+    text = (tmp_path / '_built/site/nbs/01_prep.html').read_text()
+    assert 'has not been run' in text
 
 
-def test_every_public_function_is_listed(site):
-    text = (site / 'api.html').read_text()
-    for name in (
-        'nbs/13_metrics.html#def-top_k',
-        'nbs/14_database.html#def-recommend',
-        'nbs/00_core.html#def-atomic_file',
-    ):
-        assert f'href="{name}"' in text
+def test_a_stage_shows_its_newest_run(tmp_path):
+    top = project(tmp_path)
+    nb = json.loads((top / 'nbs/01_prep.ipynb').read_text())
+    nb['cells'][1]['outputs'] = [nbf.new_output('stream', text='from the run')]
+    nb['cells'].insert(1, nbf.new_code_cell('injected = 1'))
+    (top / 'outputs/latest/reports').mkdir(parents=True)
+    (top / 'outputs/latest/reports/01_prep.ipynb').write_text(json.dumps(nb))
+    assert build(top, tmp_path / '_built').returncode == 0
+    text = (tmp_path / '_built/site/nbs/01_prep.html').read_text()
+    assert 'from the run' in text
+    assert 'injected' not in text
 
 
-def test_the_search_knows_sections_and_functions(site):
-    entries = json.loads((site / 'search.js').read_text().removeprefix('window.SEARCH = ').rstrip().removesuffix(';'))
-    assert ['nbs/13_metrics.html#def-top_k', '13_metrics', 'top_k()', ''] in entries
-    [lists] = [
-        text for target, _, heading, text in entries if target.startswith('nbs/13_metrics') and heading == 'The lists'
-    ]
-    assert lists.startswith('With unit vectors, the score of every video')
-    assert 'torch.topk' not in lists
-
-
-def test_a_site_replaces_an_older_one(site):
-    assert not (site / 'gone.html').exists()
-
-
-def test_nothing_but_a_site_is_replaced(tmp_path):
-    (tmp_path / 'thesis.txt').write_text('mine')
-    (tmp_path / 'site.js').write_text('// of somebody else')
-    with pytest.raises(SystemExit, match='holds something else than a site'):
-        docs.build(tmp_path)
-    assert (tmp_path / 'thesis.txt').read_text() == 'mine'
-
-
-def test_faults_of_a_site_are_found(tmp_path):
-    (tmp_path / 'a.html').write_text(
-        '<h1 id="one">1</h1><h2 id="one">1</h2><a href="b.html#there">ok</a><a href="#one">ok</a><a href="https://x.example/no">not asked</a>'
-        '<a href="b.html#gone">x</a><a href="c.html">x</a><a href="../secret">x</a><script src="https://cdn.example/x.js"></script><img src="p.png">'
-    )
-    (tmp_path / 'b.html').write_text('<p id="there">')
-    assert links.broken_in_site(tmp_path) == [
-        'a.html: the anchor one is there 2 times',
-        'a.html: https://cdn.example/x.js is fetched from elsewhere',
-        'a.html: b.html#gone: no such anchor',
-        'a.html: c.html: no such file',
-        'a.html: ../secret: leads out of the folder',
-        'a.html: p.png: no such file',
-    ]
-
-
-def test_faults_of_markdown_files_are_found(tmp_path):
-    (tmp_path / 'a.md').write_text(
-        '# Own CSV, twice?\n\n[a](#own-csv-twice) [b](b.md#x) [c](b.md#y) [d](c.md) ![e](d.png) `[f](g.md)`\n'
-    )
-    (tmp_path / 'b.md').write_text('# X\n')
-    files = [tmp_path / 'a.md', tmp_path / 'b.md']
-    assert links.broken_in_markdown(files, tmp_path.resolve()) == [
-        'a.md: b.md#y: no such anchor',
-        'a.md: c.md: no such file',
-        'a.md: d.png: no such file',
-    ]
-
-
-def test_anchors_are_those_of_github():
-    used = Counter()
-    told = [
-        prose.slug(heading, used)
-        for heading in ('Your own CSV', 'How good, how fast', '6 つのステージ', 'bench.py', 'Your own CSV')
-    ]
-    assert told == ['your-own-csv', 'how-good-how-fast', '6-つのステージ', 'benchpy', 'your-own-csv-1']
-
-
-def test_markdown_becomes_safe_html():
-    parse, page = prose.renderer(lambda url: f'to/{url}')
-    assert parse('<script>x</script>') == '<p>&lt;script&gt;x&lt;/script&gt;</p>\n'
-    assert parse('[a](b.md)') == '<p><a href="to/b.md">a</a></p>\n'
-    assert '<msqrt>' in parse(r'It is $\sqrt{2}$.')
-    assert '<span class="k">SELECT</span>' in parse('```sql\nSELECT 1;\n```')
-    assert 'a &lt; b' in parse('```csv\na < b\n```')
-    parse('## One `two`')
-    assert page.headings == [(2, 'one-two', 'One two')]
+def test_a_dead_link_stops_the_build(tmp_path):
+    dead = ['gone.ipynb', 'split.ipynb#no-section', '#nowhere', '../../LOST.md', '../../README.md#missing']
+    done = build(project(tmp_path, ' '.join(f'[dead]({link})' for link in dead)), tmp_path / '_built')
+    assert done.returncode != 0
+    warnings = [line for line in done.stderr.splitlines() if 'nbs/data/split.ipynb' in line and 'xref_missing' in line]
+    assert len(warnings) == len(dead)
+    for word in ('gone.ipynb', 'no-section', 'nowhere', 'LOST.md', 'missing'):
+        assert any(word in line for line in warnings), word
