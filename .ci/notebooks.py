@@ -9,7 +9,8 @@ from pathlib import Path
 
 import nbdev.test
 import nbformat
-from fastcore.nbio import read_nb, write_nb
+from fastcore.basics import AttrDict
+from fastcore.nbio import does_cell_eval, read_nb, write_nb
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
 
@@ -33,6 +34,12 @@ def last_time(
     return sum(cell.metadata.get('execution', {}).get('total', 0) for cell in read_nb(kept(notebook)).cells)
 
 
+def evaluated(cell, default: bool) -> bool:
+    "Whether a cell runs: the tag `skip-execution` keeps tests out of papermill's runs, not out of these."
+    plain = AttrDict(metadata={}, directives_=getattr(cell, 'directives_', {}))
+    return does_cell_eval(plain, default)
+
+
 def run(
     notebook: Path,  # runs in its own folder, without the cells that have a flag of `tst_flags`
 ) -> tuple[bool, float]:  # whether all cells passed, and the seconds they took
@@ -40,6 +47,7 @@ def run(
     copy = kept(notebook)
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy.unlink(missing_ok=True)
+    nbdev.test.does_cell_eval = evaluated
     nbdev.test.write_nb = lambda nb, _: write_nb(nb, copy)  # not over the source
     flags, limit = CONFIG.tst_flags.split(), CONFIG.cell_timeout or None
     return nbdev.test.test_nb(notebook, skip_flags=flags, basepath=TOP, save=True, cell_timeout=limit)

@@ -12,10 +12,8 @@ from sphinx.addnodes import pending_xref
 from sphinx.util.rst import escape
 
 sys.path.append(str(Path(__file__).parent.parent / '.ci'))
+from house import FLOORS
 from notebooks import readable, results
-
-FOLDERS = ['operations', 'page', 'catalogue', 'learning', 'evaluation', 'data', 'model', 'database', 'store']
-FOLDERS += ['runs', 'parallel', 'base']  # as the layers lie; others come after them
 
 project = html_title = 'twotower'
 extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.linkcode']
@@ -41,7 +39,7 @@ def menu(found: set[str]) -> str:
     "The sidebar: the front pages, the stages, and each folder of notebooks."
     folders = {name.split('/')[1] for name in found if re.match('nbs/.+/', name)}
     trees = {'start': ['日本語 </README.ja>', '/site/*', '/*', '/bench/*', '/examples/*/*'], 'stages': ['/nbs/*']}
-    trees |= {name: [f'/nbs/{name}/*'] for name in [*FOLDERS, *sorted(folders.difference(FOLDERS))] if name in folders}
+    trees |= {name: [f'/nbs/{name}/*'] for name in [*FLOORS, *sorted(folders.difference(FLOORS))] if name in folders}
     start = '\n```{toctree}\n:hidden:\n:glob:\n:caption: '
     return ''.join('\n'.join([start + title, '', *links, '```', '']) for title, links in trees.items())
 

@@ -1,6 +1,5 @@
 "Odd rows are counted under their reason or refused with file, line and rule; nothing is half-written."
 
-
 import pyarrow as pa
 import pytest
 
