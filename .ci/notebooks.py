@@ -9,7 +9,6 @@ from pathlib import Path
 
 import nbdev.test
 import nbformat
-from fastcore.basics import AttrDict
 from fastcore.nbio import does_cell_eval, read_nb, write_nb
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
@@ -36,8 +35,8 @@ def last_time(
 
 def evaluated(cell, default: bool) -> bool:
     "Whether a cell runs: the tag `skip-execution` keeps tests out of papermill's runs, not out of these."
-    plain = AttrDict(metadata={}, directives_=getattr(cell, 'directives_', {}))
-    return does_cell_eval(plain, default)
+    cell.metadata['tags'] = [tag for tag in cell.metadata.get('tags', []) if tag != 'skip-execution']
+    return does_cell_eval(cell, default)
 
 
 def run(

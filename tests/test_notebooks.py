@@ -62,3 +62,10 @@ def test_a_notebook_knows_nothing_of_the_one_before(project):
 
 def test_to_name_nothing_is_no_success(project):
     assert run(project, 'nbs/data').returncode != 0
+
+
+def test_what_a_chain_leaves_out_is_tested_here(project):
+    failing = nbf.new_code_cell('assert 1 + 1 == 3', metadata={'tags': ['skip-execution']})
+    (project / 'nbs/bad.ipynb').write_text(json.dumps(nbf.new_notebook(cells=[failing])))
+    done = run(project)
+    assert (done.returncode, 'assert 1 + 1 == 3' in done.stderr) == (1, True)

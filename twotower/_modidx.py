@@ -660,8 +660,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'twotower.learning.inner._matrix': ('learning/inner.html#_matrix', 'twotower/learning/inner.py'),
                                          'twotower.learning.inner.calibration': ( 'learning/inner.html#calibration',
                                                                                   'twotower/learning/inner.py'),
-                                         'twotower.learning.inner.check_config': ( 'learning/inner.html#check_config',
-                                                                                   'twotower/learning/inner.py'),
                                          'twotower.learning.inner.inner_part': ( 'learning/inner.html#inner_part',
                                                                                  'twotower/learning/inner.py'),
                                          'twotower.learning.inner.popularity_score': ( 'learning/inner.html#popularity_score',

@@ -7,7 +7,6 @@ __all__ = ['BY_USER', 'reference', 'judge_run', 'past_verdicts']
 
 # %% ../nbs/03_eval.ipynb #6f77a5d9
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 
@@ -18,6 +17,7 @@ from .evaluation.parity import parity
 from .evaluation.scores import load_judged, score_model
 from .parallel.engine import LOCAL, Local, OnRay
 from .runs.run import META, TRAIN, VAL, Run, all_runs, blessed, files_of
+from .runs.settings import EvalSettings
 
 # %% ../nbs/03_eval.ipynb #ebe5c789
 BY_USER = 'eval/by_user.parquet'
@@ -65,7 +65,7 @@ def _notes(last: Reference | None, falls: list[dict], checks: list[dict], names:
 # %% ../nbs/03_eval.ipynb #0c0d84e3
 def judge_run(
     run: Run,  # with `prep/` and `model/`
-    config: SimpleNamespace,  # the parameters of this notebook
+    config: EvalSettings,  # the parameters of this notebook
     engine: Local | OnRay = LOCAL,  # where users are ranked for and rows are embedded
 ) -> dict:  # the content of metrics.json
     "Judge a run, and leave its metrics by user in `eval/`."

@@ -7,7 +7,6 @@ __all__ = ['prepare', 'save_prep', 'prepare_files']
 
 # %% ../nbs/01_prep.ipynb #cfc70222
 from pathlib import Path
-from types import SimpleNamespace
 
 import duckdb
 import pyarrow as pa
@@ -22,13 +21,14 @@ from .data.opinions import account_for, summarize, take_opinions, user_ranges
 from .data.sources import read_source, source_files, take_decisions, workspace
 from .data.split import check_split, find_cut, held_out, opinions_by_day, opinions_of_day
 from .runs.run import ITEMS, SUMMARY, TRAIN, USERS, VAL
+from .runs.settings import PrepSettings
 
 # %% ../nbs/01_prep.ipynb #e55cc00d
 def prepare(
     con: duckdb.DuckDBPyConnection,  # a workspace with the sources, read by `read_source`
     videos: pa.Table,  # the videos master, as `load_videos` gives it
     sources: dict[str, dict],  # table name: what `read_source` counted; a later one wins over an earlier one
-    config: SimpleNamespace,  # min_stars, max_negative_stars, neg_per_pos, val_ratio, split_by, seed, mode
+    config: PrepSettings,  # min_stars, max_negative_stars, neg_per_pos, val_ratio, split_by, seed, mode
     profiles: pa.Table | None = None,  # user_id, created_at of the users in the database
 ) -> tuple[dict, pa.Table, int | None]:  # the content of summary.json; of `heard_of`; the newest moment of training
     "Make the tables `train` and `val`, and account for every row."
@@ -64,7 +64,7 @@ def save_prep(
 def prepare_files(
     folder: Path,  # such as `outputs/runs/<run-id>/prep`; must not exist yet
     videos: pa.Table,  # the videos master, as `load_videos` gives it
-    config: SimpleNamespace,  # the parameters of this notebook
+    config: PrepSettings,  # the parameters of this notebook
     decisions: pa.Table | None = None,  # decisions of the database, which win over all files
     profiles: pa.Table | None = None,  # user_id, created_at of the users in the database
 ) -> dict:  # the content of summary.json

@@ -9,19 +9,18 @@ __all__ = ['save_training', 'train_run']
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 
-import yaml
 
 from .base.files import atomic_folder, read_json, write_json
 from .base.tables import DIMENSION, USER, VIDEO, embeddings_schema, embeddings_table, write_table
-from .learning.inner import check_config
 from .learning.together import lay_out, work
 from .learning.training_set import Prepared, load_prepared
 from .model.export import export_onnx, export_sparse_onnx
 from .model.towers import TwoTower, embed, load_model, save_weights
 from .parallel.team import joined
 from .runs.run import META, ONNX, PT, SPARSE_ONNX, USER_EMBEDDINGS, VIDEO_EMBEDDINGS
+from .runs.parameters import read_yaml
+from .runs.settings import TrainSettings
 
 # %% ../nbs/02_train.ipynb #b115b2ac
 def save_training(
@@ -45,11 +44,10 @@ def save_training(
 # %% ../nbs/02_train.ipynb #7706f006
 def train_run(
     folder: Path,  # of a run whose 01_prep is done
-    settings: str,  # YAML file with the parameters of this notebook
+    settings: str,  # YAML file with the parameters that differ from the defaults
 ) -> None:
     "Train a prepared run as one of the workers that torchrun has started."
-    config = SimpleNamespace(**yaml.safe_load(Path(settings).read_text(encoding='utf-8')))
-    check_config(config)
+    config = TrainSettings(**read_yaml(Path(settings)))
     parts = folder / 'checkpoints'
     with joined(config.device) as team:
         if team.rank == 0:

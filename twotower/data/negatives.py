@@ -6,14 +6,13 @@
 __all__ = ['start_walks', 'draw_negatives', 'divide']
 
 # %% ../../nbs/data/negatives.ipynb #c9905417
-from types import SimpleNamespace
-
 import duckdb
 import pyarrow as pa
 
 from .describe import heard_of
 from .opinions import user_ranges
 from .split import hash_sql, split
+from ..runs.settings import PrepSettings
 
 # %% ../../nbs/data/negatives.ipynb #1d0dcce4
 def _prime_from(n: int) -> int:
@@ -123,7 +122,7 @@ def draw_negatives(
 # %% ../../nbs/data/negatives.ipynb #2b0c836c
 def divide(
     con: duckdb.DuckDBPyConnection,  # a workspace with the tables `opinions`, `people` and `videos`
-    config: SimpleNamespace,  # neg_per_pos, val_ratio, split_by, seed, mode
+    config: PrepSettings,  # neg_per_pos, val_ratio, split_by, seed, mode
     cut: dict | None = None,  # by time: of `find_cut`
 ) -> tuple[dict, int | None]:  # facts: interactions, heard; the newest moment of the training part, in microseconds
     "Make the tables `train` and `val`, with their pseudo-negatives."

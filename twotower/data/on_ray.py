@@ -12,7 +12,6 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import duckdb
@@ -34,14 +33,15 @@ from twotower.data.sources import (
 from .split import check_split, find_cut, held_out, opinions_by_day, opinions_of_day
 from ..parallel.engine import RETRIES, cluster, cpus, memory_share, plain_errors, quiet_data
 from ..runs.run import ITEMS, SUMMARY, TRAIN, USERS, VAL
+from ..runs.settings import PrepSettings
 
 # %% ../../nbs/data/on_ray.ipynb #4097d6e9
-def _room(config: SimpleNamespace):
+def _room(config: PrepSettings):
     "A workspace for one of the functions that share a machine."
     return workspace(config.time_zone, config.memory_limit or memory_share(), threads=1)
 
 
-def _read(batch: dict[str, np.ndarray], columns: tuple, config: SimpleNamespace) -> Iterator[pa.Table]:
+def _read(batch: dict[str, np.ndarray], columns: tuple, config: PrepSettings) -> Iterator[pa.Table]:
     "The rows of the files that a batch names."
     for path in batch['path']:
         with _room(config) as con:
@@ -51,7 +51,7 @@ def _read(batch: dict[str, np.ndarray], columns: tuple, config: SimpleNamespace)
 def read_blocks(
     files: list[str],  # CSV or Parquet
     columns: tuple,  # `REVIEWS`, `REACTIONS` or `DECISIONS`
-    config: SimpleNamespace,  # time_zone, memory_limit
+    config: PrepSettings,  # time_zone, memory_limit
 ) -> list:  # references to tables of `stream_rows`
     "Read the files of a source into the memory of the cluster."
     paths = quiet_data().from_items([{'path': path} for path in files], override_num_blocks=len(files))
@@ -155,7 +155,7 @@ def of_day(
     state: dict,  # of `opine`
     videos: pa.Table,  # as above
     day: int,  # since 1970
-    config: SimpleNamespace,  # seed, time_zone, memory_limit
+    config: PrepSettings,  # seed, time_zone, memory_limit
 ) -> pa.Table:  # of `opinions_of_day`
     "`opinions_of_day` of some users."
     with _room(config) as con:
@@ -174,7 +174,7 @@ def divided(
     state: dict,  # of `opine`
     videos: pa.Table,  # as above
     cut: dict | None,  # of `find_cut`
-    config: SimpleNamespace,  # the parameters of 01_prep
+    config: PrepSettings,  # the parameters of 01_prep
 ) -> tuple[
     dict, int | None, list[bytes], dict
 ]:  # facts and newest moment, as of `divide`; Parquet of train and val; what is known of training
@@ -196,7 +196,7 @@ def described(
     catalogue: dict[str, pa.Table],  # videos: v, video_id; and the tables of `number_words`
     words: dict[str, pa.Array],  # of `number_words`
     newest: int | None,  # moment of the training part of all users
-    config: SimpleNamespace,  # max_history, time_zone, memory_limit
+    config: PrepSettings,  # max_history, time_zone, memory_limit
 ) -> bytes:  # Parquet
     "What training knows of some users."
     with _room(config) as con:
@@ -273,7 +273,7 @@ def _cut(ray: Any, con: duckdb.DuckDBPyConnection, first: dict, states: list, vi
     return find_cut(first['days'], held, opinions_on)
 
 # %% ../../nbs/data/on_ray.ipynb #076874d0
-def _written(ray: Any, draft: Path, states: list, shared: tuple, cut: dict | None, config: SimpleNamespace) -> dict:
+def _written(ray: Any, draft: Path, states: list, shared: tuple, cut: dict | None, config: PrepSettings) -> dict:
     "Divide and describe all parts, and write them in the order of the users, one at a time: the facts of `divide`."
     videos, catalogue, words = shared
     task = ray.remote(**_CALL, num_returns=4)(divided)
@@ -293,7 +293,7 @@ def _written(ray: Any, draft: Path, states: list, shared: tuple, cut: dict | Non
 def prepare_on_cluster(
     folder: Path,  # such as `outputs/runs/<run-id>/prep`; must not exist yet
     videos: pa.Table,  # the videos master, as `load_videos` gives it
-    config: SimpleNamespace,  # the parameters of 01_prep
+    config: PrepSettings,  # the parameters of 01_prep
     decisions: pa.Table | None = None,  # decisions of the database, which win over all files
     profiles: pa.Table | None = None,  # user_id, created_at of the users in the database
     parts: int = 0,  # of the users; 0: one for each processor, and for each 2.5 million rows

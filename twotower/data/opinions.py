@@ -8,7 +8,6 @@ __all__ = ['OPINION', 'label_rows', 'user_ranges', 'merge_sources', 'take_opinio
 
 # %% ../../nbs/data/opinions.ipynb #42c031c5
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import duckdb
 import pyarrow as pa
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 
 from ..base.errors import InputError, SettingError
 from .match import match_videos, number_users
+from ..runs.settings import PrepSettings
 
 # %% ../../nbs/data/opinions.ipynb #909886b3
 _KIND = "ENUM ('dislike', 'like', 'neutral', 'pseudo')"
@@ -106,7 +106,7 @@ def _opinion_facts(con: duckdb.DuckDBPyConnection) -> dict[str, int]:
 def take_opinions(
     con: duckdb.DuckDBPyConnection,  # a workspace with the table `videos` and the sources, read by `read_source`
     sources: list[str],  # their names; a later one wins over an earlier one
-    config: SimpleNamespace,  # min_stars, max_negative_stars
+    config: PrepSettings,  # min_stars, max_negative_stars
     profiles: pa.Table | None = None,  # user_id, created_at of the users in the database
 ) -> dict:  # facts: sources (lost, skipped, labelled, used of each), stars, and those of `_opinion_facts`
     "From the rows of some users to their opinions."

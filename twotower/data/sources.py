@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from zoneinfo import ZoneInfo
 
 import duckdb
@@ -22,6 +21,7 @@ import pyarrow as pa
 from ..base.errors import InputError, SettingError
 from ..base.inputs import input_files, let_duckdb_read, open_input
 from .columns import DECISIONS, REACTIONS, REVIEWS, Column, is_parquet, read_header
+from ..runs.settings import PrepSettings
 
 # %% ../../nbs/data/sources.ipynb #e19ccbc0
 @contextmanager
@@ -324,10 +324,8 @@ def take_decisions(
 
 # %% ../../nbs/data/sources.ipynb #330853ae
 def source_files(
-    config: SimpleNamespace,  # mode, input, decisions_csv
+    config: PrepSettings,  # mode, input, decisions_csv
 ) -> dict[str, tuple[list[str], tuple]]:  # source: its files and its columns
     "The files that the parameters name."
-    if config.mode not in ('reviews', 'explicit'):
-        raise SettingError(f'mode is {config.mode!r}, must be reviews or explicit')
     files = {config.mode: (input_files(config.input), REVIEWS if config.mode == 'reviews' else REACTIONS)}
     return files | ({'decisions': (input_files(config.decisions_csv), DECISIONS)} if config.decisions_csv else {})

@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 
 import psycopg
 import pyarrow as pa
@@ -32,6 +31,7 @@ from ..database.videos import load_videos, missing_videos
 from .encoder import Encoder
 from ..parallel.engine import LOCAL, Local, OnRay
 from ..runs.run import META, SUMMARY, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, Run, blessed, names_by_time
+from ..runs.settings import EmbedSettings
 
 # %% ../../nbs/embedding/live.ipynb #8b40aa29
 def live_features(
@@ -100,7 +100,7 @@ TASTES_SCHEMA = pa.schema({USER: pa.string(), HASH: pa.int64(), 'likes': pa.int6
 
 # %% ../../nbs/embedding/live.ipynb #200d5b2c
 def _live_pieces(
-    conn: psycopg.Connection, encoder: Encoder, version: str, params: SimpleNamespace
+    conn: psycopg.Connection, encoder: Encoder, version: str, params: EmbedSettings
 ) -> Iterator[tuple[str, pa.Table]]:
     "The rows of each file, piece by piece."
     if params.rows == 'missing':
@@ -128,7 +128,7 @@ def _write_pieces(folder: Path, pieces: Iterator[tuple[str, pa.Table]]) -> Count
 def embed_live(
     conn: psycopg.Connection,  # migrated
     run: Run,  # its model must have passed
-    params: SimpleNamespace,  # rows, live_users, include_existing, min_interactions, limit_users, batch
+    params: EmbedSettings,  # rows, live_users, include_existing, min_interactions, limit_users, batch
     place: Path,  # where the folder will be, such as `outputs/live`
     engine: Local | OnRay = LOCAL,  # where the rows are embedded
 ) -> Path | None:  # the new folder; None if nothing is new

@@ -7,7 +7,6 @@ __all__ = ['FEWEST_SHARED', 'FALLS', 'Reference', 'shared_values', 'compare', 'f
 
 # %% ../../nbs/evaluation/gate.ipynb #18a809cf
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +16,7 @@ from scipy.stats import norm
 from ..base.errors import SettingError
 from ..base.tables import USER
 from .intervals import chance_of_fall
+from ..runs.settings import EvalSettings
 
 # %% ../../nbs/evaluation/gate.ipynb #2ef29b38
 FEWEST_SHARED = 30  # users in both runs; with fewer, the intervals are compared
@@ -118,7 +118,7 @@ def gate(
     same: dict,  # from `parity`
     falls: list[dict],  # from `compare`; empty without a stable run
     stable: str | None,  # the run they were compared with
-    config: SimpleNamespace,  # k and the limits: the parameters of 03_eval
+    config: EvalSettings,  # k and the limits: the parameters of 03_eval
 ) -> list[dict]:  # one entry for each rule: rule, value, limit, passed, remark, text
     "Hold a model against every rule."
     k, metrics = config.k, scored['metrics']

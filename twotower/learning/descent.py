@@ -9,7 +9,6 @@ __all__ = ['BETAS', 'EPSILON', 'DESCENTS', 'pick_device', 'autocast', 'shortenin
 # %% ../../nbs/learning/descent.ipynb #85dbd5c3
 import copy
 from contextlib import AbstractContextManager
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from ..base.errors import SettingError
 from ..model.towers import TwoTower
 from ..parallel.team import ALONE, Alone
+from ..runs.settings import TrainSettings
 
 # %% ../../nbs/learning/descent.ipynb #76b87500
 def pick_device(
@@ -79,7 +79,7 @@ class Descent(Resumable):
     def __init__(
         self,
         model: TwoTower,  # on the device of the training
-        config: SimpleNamespace,  # learning_rate, weight_decay, warmup, average, clip_norm
+        config: TrainSettings,  # learning_rate, weight_decay, warmup, average, clip_norm
         team: Alone = ALONE,  # who trains; of several each has a part of the first layers and all the rest
     ):
         self.model, self.config, self.team, self.steps = model, config, team, 0
@@ -133,16 +133,17 @@ def move_rows(
     lengths: Tensor,  # of its rows, (touched, 1)
     shorter: Tensor,  # what to multiply the gradient with, scalar
     step: int,  # the number of this step, from 1
-    config: SimpleNamespace,  # learning_rate: of this step; weight_decay, average: share of the past, 0 to 1
+    learning_rate: float,  # the step size of this step
+    config: TrainSettings,  # weight_decay, average
 ) -> None:
     "Move the rows of a table that have a gradient."
     which, (square, touches, last) = gradient.indices()[0], state
     number = touches[which] + 1
     sizes = square[which].lerp_((lengths * shorter).square() / gradient.shape[1], 1 - BETAS[1])
     touches[which], square[which] = number, sizes
-    scale = config.learning_rate * shorter / ((sizes / (1 - BETAS[1] ** number)).sqrt() + EPSILON)
+    scale = learning_rate * shorter / ((sizes / (1 - BETAS[1] ** number)).sqrt() + EPSILON)
     old = table.index_select(0, which)
-    new = (old * (1 - config.learning_rate * config.weight_decay)).addcmul_(gradient.values(), scale, value=-1)
+    new = (old * (1 - learning_rate * config.weight_decay)).addcmul_(gradient.values(), scale, value=-1)
     table.index_copy_(0, which, new)
     rested = config.average ** (step - 1 - last[which])
     share = 1.0 if step == 1 else 1 - config.average
@@ -158,7 +159,7 @@ class RowwiseDescent(Descent):
     def __init__(
         self,
         model: TwoTower,  # on the device of the training
-        config: SimpleNamespace,  # learning_rate, weight_decay, warmup, average, clip_norm
+        config: TrainSettings,  # learning_rate, weight_decay, warmup, average, clip_norm
         team: Alone = ALONE,  # who trains
     ):
         super().__init__(model, config, team)
@@ -186,10 +187,12 @@ class RowwiseDescent(Descent):
 
     def move(self, shorter: Tensor, share: float) -> None:
         "Move the weights against the shortened gradients, and the average by a share towards them."
-        now = SimpleNamespace(**vars(self.config) | {'learning_rate': self.optimizer.param_groups[0]['lr']})
+        rate = self.optimizer.param_groups[0]['lr']
         for (tower, average), state, touched in zip(self.sides, self.rows, self.touched, strict=True):
             if touched:
-                move_rows(tower.first.weight, average.first.weight, state, *touched, shorter, self.steps, now)
+                move_rows(
+                    tower.first.weight, average.first.weight, state, *touched, shorter, self.steps, rate, self.config
+                )
         super().move(shorter, share)
 
     @torch.no_grad()

@@ -13,12 +13,11 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
-from ..base.errors import SettingError, TwotowerError
+from ..base.errors import TwotowerError
 from ..base.files import atomic_file
 from ..base.progress import progress
 from .descent import DESCENTS, Descent, autocast, pick_device
@@ -28,6 +27,7 @@ from .training_set import TrainingSet
 from ..model.shards import assembled, first_layer
 from ..model.towers import TwoTower
 from ..parallel.team import ALONE, Alone
+from ..runs.settings import TrainSettings
 
 # %% ../../nbs/learning/loop.ipynb #2e01ba88
 def batches(
@@ -45,7 +45,7 @@ def one_epoch(
     data: TrainingSet,  # what to learn from
     n: int,  # number of users of all workers
     epoch: int,  # its number, from 1
-    config: SimpleNamespace,  # batch_size, precision, learning_rate and what `batch_loss` reads
+    config: TrainSettings,  # batch_size, precision, learning_rate and what `batch_loss` reads
     generator: torch.Generator,  # of batches, on the device of the data
     team: Alone = ALONE,  # who trains; each with its own users
 ) -> float:  # mean loss of a user, in nats
@@ -68,7 +68,7 @@ def one_epoch(
 # %% ../../nbs/learning/loop.ipynb #eb63d28e
 def checkpoint_name(
     data: TrainingSet,  # what is learned from
-    config: SimpleNamespace,  # the parameters of this notebook
+    config: TrainSettings,  # the parameters of this notebook
     epochs: int,  # passes over the users
     team: Alone = ALONE,  # who trains
 ) -> str:  # a file name that changes with data, settings and the number of workers
@@ -158,7 +158,7 @@ def newest_checkpoint(
 # %% ../../nbs/learning/loop.ipynb #52c95057
 def fit(
     data: TrainingSet,  # what to learn from
-    config: SimpleNamespace,  # the parameters of this notebook
+    config: TrainSettings,  # the parameters of this notebook
     epochs: int,  # passes over the users
     score: Callable[[TwoTower], dict] | None = None,  # numbers of a model for the epoch table
     patience: int = 0,  # stop after so many epochs without a better `score['choice']`; 0: never
@@ -167,8 +167,6 @@ def fit(
     team: Alone = ALONE,  # who trains; each with its own users
 ) -> tuple[TwoTower, list[dict]]:  # the model, whole in the first worker; one dict for each epoch
     "Train a model."
-    if config.optimizer not in DESCENTS:
-        raise SettingError(f'optimizer is {config.optimizer!r}, must be one of {", ".join(DESCENTS)}')
     autocast(config.precision, pick_device(config.device))
     torch.manual_seed(config.seed)
     device = pick_device(config.device)

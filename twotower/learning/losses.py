@@ -8,7 +8,6 @@ __all__ = ['Pairs', 'softmax_loss', 'binary_loss', 'candidates', 'embed_candidat
 
 # %% ../../nbs/learning/losses.ipynb #b045ec3f
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from .training_set import DISLIKED, LIKED, NEUTRAL_SEEN, TrainingSet
 from ..model.sparse_rows import Rows, owners, take
 from ..model.towers import TwoTower
 from ..parallel.team import ALONE, Alone, Part, draw, dropout
+from ..runs.settings import TrainSettings
 
 # %% ../../nbs/learning/losses.ipynb #48dfb9f8
 Pairs = tuple[Tensor, Tensor]  # rows of users and rows of candidates, int64 (P,) each
@@ -118,7 +118,7 @@ class Batch:
 def see_batch(
     data: TrainingSet,  # what to learn from
     which: Tensor,  # users of the whole batch, int64
-    config: SimpleNamespace,  # targets, history_dropout, profile_dropout
+    config: TrainSettings,  # targets, history_dropout, profile_dropout
     generator: torch.Generator,  # of what is hidden
     team: Alone = ALONE,  # who trains
 ) -> Batch:  # of the users who are here
@@ -157,7 +157,7 @@ def pairs_of(
 def softmax_part(
     batch: Batch,  # what is asked for
     placed: Placed,  # its users and the candidates
-    config: SimpleNamespace,  # temperature, mask_known, hard_weight
+    config: TrainSettings,  # temperature, mask_known, hard_weight
     team: Alone = ALONE,  # who trains
 ) -> Tensor:  # scalar
     "The softmax loss of the targets of a batch."
@@ -201,7 +201,7 @@ def batch_loss(
     model: TwoTower,  # in training mode
     data: TrainingSet,  # what to learn from
     which: Tensor,  # users of the batch, int64 (B,)
-    config: SimpleNamespace,  # loss, bce_weight, temperature, mask_known, hard_weight, targets, history_dropout, profile_dropout, id_dropout, negatives
+    config: TrainSettings,  # loss, bce_weight, temperature, mask_known, hard_weight, targets, history_dropout, profile_dropout, id_dropout, negatives
     generator: torch.Generator,  # of what is hidden and drawn
     team: Alone = ALONE,  # who trains
 ) -> Tensor:  # scalar

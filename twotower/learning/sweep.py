@@ -12,7 +12,6 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import torch
@@ -22,9 +21,10 @@ from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
 from ..base.errors import SettingError
 from ..base.files import atomic_file
-from .inner import check_config, inner_part, score_inner
+from .inner import inner_part, score_inner
 from .loop import fit
 from .training_set import load_prepared
+from ..runs.settings import TrainSettings
 
 # %% ../../nbs/learning/sweep.ipynb #d4588176
 def combinations(
@@ -41,13 +41,12 @@ def combinations(
 # %% ../../nbs/learning/sweep.ipynb #43b8c43f
 def sweep(
     prep: Path,  # `prep/` of a run
-    config: SimpleNamespace,  # the parameters of 02_train
+    config: TrainSettings,  # the parameters of 02_train
     tries: list[dict],  # from `combinations`
 ) -> Iterator[dict]:  # one row for each try: its settings, recall@20, ndcg@20, their sum, the best epoch, seconds
     "Train and judge every combination on the inner part."
     for settings in tries:
-        tried = SimpleNamespace(**vars(config) | settings)
-        check_config(tried)
+        tried = config.but(**settings)
         torch.set_num_threads(tried.threads or os.cpu_count())
         began = time.monotonic()
         inner = inner_part(load_prepared(prep, tried).data, tried)

@@ -8,19 +8,20 @@ __all__ = ['lay_out', 'work', 'train_together']
 # %% ../../nbs/learning/together.ipynb #b74edab7
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import torch
 from scipy import sparse
 
 from ..base.files import read_json, write_json
-from .inner import Inner, check_config, inner_part, train
+from .inner import Inner, inner_part, train
 from .training_set import TrainingSet, load_set, part_of, save_set
 from ..model.towers import TwoTower, load_model, save_weights
 from ..parallel.launch import launch
 from ..parallel.team import joined
 from ..runs.run import META, PT
+from ..parallel.engine import check_engine
+from ..runs.settings import TrainSettings
 
 # %% ../../nbs/learning/together.ipynb #8218333c
 _WORK, _ROWS = 'twotower.learning.together:work', ('users', 'items', 'relevant', 'seen')
@@ -29,7 +30,7 @@ _WORK, _ROWS = 'twotower.learning.together:work', ('users', 'items', 'relevant',
 def lay_out(
     folder: Path,  # for this training
     data: TrainingSet,  # what to learn from
-    config: SimpleNamespace,  # the parameters of this notebook
+    config: TrainSettings,  # the parameters of this notebook
     workers: int,  # how many will learn
     every: float = 30.0,  # seconds between two checkpoints
     inner: Inner | None = None,  # a part of the data set aside; None: sets one aside
@@ -49,7 +50,7 @@ def work(
 ) -> None:
     "Learn as one of several workers; the first writes what comes out."
     settings = read_json(folder / 'settings.json')
-    config = SimpleNamespace(**settings['config'])
+    config = TrainSettings(**settings['config'])
     here = int(os.environ.get('LOCAL_WORLD_SIZE', 1))  # workers on this machine, which share its cores
     torch.set_num_threads(config.threads or max(os.cpu_count() // here, 1))
     with joined(config.device) as team:
@@ -63,17 +64,17 @@ def work(
 # %% ../../nbs/learning/together.ipynb #ada3395d
 def train_together(
     data: TrainingSet,  # what to learn from
-    config: SimpleNamespace,  # the parameters of this notebook
+    config: TrainSettings,  # the parameters of this notebook
     checkpoints: Path,  # folder to go on from and to save to; all machines see it
     every: float = 30.0,  # seconds between two checkpoints
     inner: Inner | None = None,  # a part of the data set aside; None: sets one aside
 ) -> tuple[TwoTower, pd.DataFrame, dict]:  # the model; the epoch table; calibration and the chosen number of epochs
     "Train with as many workers as are asked for."
-    check_config(config)
+    check_engine(config.engine)
     if (config.engine, config.workers) == ('local', 1):
         return train(data, config, checkpoints, inner, every=every)
     checkpoints.mkdir(parents=True, exist_ok=True)
     lay_out(checkpoints, data, config, config.workers, every, inner)
-    launch(_WORK, checkpoints, config)
+    launch(_WORK, checkpoints, config.engine, config.workers, config.device)
     found = read_json(checkpoints / META)
     return load_model(checkpoints / PT, found['model']), pd.DataFrame(found['epochs']), found['facts']

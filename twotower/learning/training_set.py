@@ -9,7 +9,6 @@ __all__ = ['LIKED', 'DISLIKED', 'NEUTRAL_SEEN', 'OWN_ID', 'POPULARITY', 'Trainin
 # %% ../../nbs/learning/training_set.ipynb #14ef1d48
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +23,7 @@ from .targets import target_weights
 from ..model.features import encode, fit_encoding
 from ..model.sparse_rows import Rows, take, to_rows
 from ..runs.run import ITEMS, TRAIN, USERS
+from ..runs.settings import TrainSettings
 
 # %% ../../nbs/learning/training_set.ipynb #37cf24b4
 LIKED, DISLIKED, NEUTRAL_SEEN = 1, 2, 3
@@ -156,7 +156,7 @@ class Prepared:
 # %% ../../nbs/learning/training_set.ipynb #e613fa4b
 def load_prepared(
     folder: Path,  # `prep/` of a run
-    config: SimpleNamespace,  # star_weight, seen_weight, dislike_weight and which features to use
+    config: TrainSettings,  # star_weight, seen_weight, dislike_weight and which features to use
 ) -> Prepared:  # features and labels of the training part
     "Read a prepared run and fit the features."
     users, items = read_table(folder / USERS, USER_FEATURES), read_table(folder / ITEMS, ITEM_FEATURES)

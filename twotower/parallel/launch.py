@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
@@ -106,21 +105,23 @@ def ray_train(
 def launch(
     work: str,  # module:function
     folder: Path,  # of the work, which all machines see
-    config: SimpleNamespace,  # engine, workers, device
+    engine: str,  # local: torchrun on this machine; ray: a Ray cluster
+    workers: int,  # how many, 1 or more
+    device: str = 'auto',  # cpu, cuda, or auto: a GPU for each if there are any
 ) -> None:
     "Let the workers that are asked for do a work."
     gpus = torch.cuda.device_count()
-    if config.engine == 'local' and config.device != 'cpu' and 0 < gpus < config.workers:
+    if engine == 'local' and device != 'cpu' and 0 < gpus < workers:
         raise SettingError(
-            f'workers is {config.workers}, and this machine has {gpus} GPUs, one for each: set workers to {gpus}, or device to cpu'
+            f'workers is {workers}, and this machine has {gpus} GPUs, one for each: set workers to {gpus}, or device to cpu'
         )
     said, failed = folder.absolute() / ERROR, None
     said.unlink(missing_ok=True)
     try:
-        if config.engine == 'ray':
-            ray_train(work, said.parent, config.workers, config.device)
+        if engine == 'ray':
+            ray_train(work, said.parent, workers, device)
         else:
-            torchrun(work, said.parent, config.workers)
+            torchrun(work, said.parent, workers)
     except TwotowerError as error:
         failed = error
     if said.is_file():

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 
 from ..base.errors import GateError, InputError, SettingError
 from ..base.files import point, read_json, sha256, write_json
 from ..base.inputs import input_sha256, is_url
 from ..base.settings import installation, project_root
+from .parameters import Settings
 
 # %% ../../nbs/runs/run.ipynb #0930742a
 PT, ONNX, META = 'two_tower_latest.pt', 'two_tower_latest.onnx', 'model_meta.json'
@@ -155,7 +155,7 @@ def hashes(
 def record(
     run: Run,  # the run to write in
     stage: str,  # such as `01_prep`
-    parameters: SimpleNamespace,  # what it ran with
+    parameters: Settings,  # what it ran with
     started: datetime,  # when it began, UTC
     inputs: Iterable[Path | str] = (),  # files and addresses it read, to be hashed
     **facts,  # JSON values worth keeping, such as row counts

@@ -70,7 +70,7 @@ class TrainSettings(Settings):
     epochs: int = parameter(100, 'at most so many passes over the users', ge=1)
     patience: int = parameter(12, 'stop after so many epochs without a better score', ge=0)
     batch_size: int = parameter(256, 'users in a batch', ge=1)
-    learning_rate: float = parameter(0.003, 'AdamW step size', gt=0)
+    learning_rate: float = parameter(0.003, 'AdamW step size', ge=0)
     warmup: int = parameter(20, 'batches until the steps have their full size', ge=0)
     average: float = parameter(0.98, 'share of the past in the moving average of the weights', ge=0, le=1)
     weight_decay: float = parameter(0.0, 'AdamW, decoupled', ge=0)

@@ -11,12 +11,12 @@ import math
 import re
 from datetime import UTC, datetime
 from numbers import Integral, Real
-from types import SimpleNamespace
 
 import pandas as pd
 from IPython.display import HTML, display
 
 from ..base.plots import use_style
+from .parameters import Settings
 from .run import Run, machine_facts
 
 # %% ../../nbs/runs/tables.ipynb #57279694
@@ -128,7 +128,7 @@ RUNNING = 'still running'  # until the page is made
 
 def header(
     stage: str,  # such as `02_train`
-    params: SimpleNamespace,  # what it runs with
+    params: Settings,  # what it runs with
     run: Run,  # the run it belongs to
 ) -> None:
     "Show what runs, and set the style of the plots."
