@@ -9,7 +9,6 @@ __all__ = ['LOOKBACK', 'lookback', 'takes_in', 'bring_model', 'take_new']
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psycopg
 
 from .base.errors import InputError, SettingError
 from .base.settings import environment
@@ -19,6 +18,7 @@ from .runs.run import Run
 from .store.models import CURRENT, adopt, fetch
 from .store.opening import open_store
 from .runs.settings import DailySettings
+from .database.connections import Connection
 
 # %% ../nbs/07_daily.ipynb #30360d82
 LOOKBACK = 3  # days
@@ -66,7 +66,7 @@ def bring_model(
 
 # %% ../nbs/07_daily.ipynb #fc0250db
 def take_new(
-    conn: psycopg.Connection,  # migrated
+    conn: Connection,  # migrated
     params: DailySettings,  # mode, skip_ingest, lookback_days, start_date, end_date, dry_run
     **options,  # fields of `catalogue.shop.Client`
 ) -> dict | None:  # as of `catalogue.intake.sync`; None where this step is skipped

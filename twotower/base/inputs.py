@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'is_url', 'without_credentials', 'input_files', 'is_there', 'open_input', 'input_sha256',
-           'let_duckdb_read', 'keep_inputs']
+           'let_duckdb_read', 'send_json', 'keep_inputs']
 
 # %% ../../nbs/base/inputs.ipynb #d6e52267
 import hashlib
@@ -148,6 +148,23 @@ def let_duckdb_read(
             names = [system.protocol] if isinstance(system.protocol, str) else list(system.protocol)
             if 'file' not in names and not any(con.filesystem_is_registered(name) for name in names):
                 con.register_filesystem(system)
+
+# %% ../../nbs/base/inputs.ipynb #9b118052
+def send_json(
+    address: str,  # http or https, secret
+    content: dict,  # JSON values
+    called: str,  # what to call the address in an error
+    timeout: float = 10,  # seconds for each step of the request
+) -> None:
+    "Post a JSON object to a web address."
+    import httpx
+
+    try:
+        answer = httpx.post(address, json=content, timeout=timeout)
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise OutsideError(f'{called} was not reached: {type(error).__name__}') from None
+    if not answer.is_success:
+        raise OutsideError(f'{called} answered with status {answer.status_code}')
 
 # %% ../../nbs/base/inputs.ipynb #26e7ea89
 def keep_inputs(

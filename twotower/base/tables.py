@@ -6,13 +6,14 @@
 __all__ = ['USER', 'VIDEO', 'LABEL', 'KIND', 'STARS', 'TIME', 'LIKE', 'DISLIKE', 'NEUTRAL', 'PSEUDO', 'EMBEDDING', 'DIMENSION',
            'INTERACTIONS', 'ITEM_FEATURES', 'USER_FEATURES', 'VIDEOS', 'DECISION', 'DECISIONS', 'embeddings_schema',
            'embeddings_table', 'conform', 'write_table', 'read_table', 'stream_table', 'one_array', 'read_embeddings',
-           'as_uuid', 'as_uuids']
+           'as_uuid', 'as_uuids', 'places_of', 'opinion_matrix']
 
 # %% ../../nbs/base/tables.ipynb #3d1c84ee
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .errors import InputError
+
+if TYPE_CHECKING:  # it takes a moment to load, and few need it
+    from scipy import sparse
 
 # %% ../../nbs/base/tables.ipynb #2c99bc6b
 USER, VIDEO, LABEL, KIND, STARS, TIME = 'user_id', 'video_id', 'label', 'kind', 'stars', 'created_at'
@@ -213,3 +217,28 @@ def as_uuids(
     if pc.all(pc.match_substring_regex(ids, _CANONICAL), min_count=0).as_py():
         return ids
     return pa.array([as_uuid(text) for text in ids.to_pylist()], pa.string())
+
+# %% ../../nbs/base/tables.ipynb #dfae8f8e
+def places_of(
+    opinions: pa.Table,  # with the columns `USER` and `VIDEO`, n rows
+    user_ids: pa.Array,  # (n_users,)
+    video_ids: pa.Array,  # (n_videos,)
+) -> tuple[np.ndarray, np.ndarray]:  # row and column of each opinion, int32 (n,) each; -1: not among the ids
+    "Find the user and the video of each opinion among the ids."
+    found = [pc.index_in(opinions[key], value_set=ids) for key, ids in ((USER, user_ids), (VIDEO, video_ids))]
+    return tuple(pc.fill_null(places, -1).to_numpy() for places in found)
+
+
+def opinion_matrix(
+    opinions: pa.Table,  # with the columns `USER` and `VIDEO`, n rows, at most one for each user and video
+    user_ids: pa.Array,  # (n_users,)
+    video_ids: pa.Array,  # (n_videos,)
+    values: np.ndarray | None = None,  # what to put there, (n,); None: 1, float32
+) -> 'sparse.csr_matrix':  # (n_users, n_videos); opinions without a place are left out
+    "Lay opinions out as a sparse matrix of users by videos."
+    from scipy import sparse
+
+    rows, columns = places_of(opinions, user_ids, video_ids)
+    values = np.ones(len(rows), np.float32) if values is None else values
+    known = (rows >= 0) & (columns >= 0)
+    return sparse.csr_matrix((values[known], (rows[known], columns[known])), (len(user_ids), len(video_ids)))

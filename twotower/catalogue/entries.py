@@ -9,9 +9,8 @@ __all__ = ['clean_text', 'video', 'affiliate_link']
 import re
 import unicodedata
 from datetime import date
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
-import httpx
 
 from ..base.errors import OutsideError
 
@@ -103,5 +102,5 @@ def affiliate_link(
     "The address of a video for a page that takes part in the affiliate programme."
     if not affiliate_id:
         return product_url
-    host = 'al.dmm.com' if httpx.URL(product_url).host.endswith('dmm.com') else 'al.fanza.co.jp'
+    host = 'al.dmm.com' if (urlsplit(product_url).hostname or '').endswith('dmm.com') else 'al.fanza.co.jp'
     return f'https://{host}/?lurl={quote(product_url, safe="")}&af_id={quote(affiliate_id, safe="")}&ch=link_tool&ch_id=link'

@@ -9,14 +9,13 @@ __all__ = ['take_in', 'open_client', 'sync']
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 
-import psycopg
 
 from ..base.errors import OutsideError, SettingError
 from ..base.progress import progress
 from ..base.settings import JST, environment
 from .shop import Client, Page, days_back, in_japan, pages, stamp
 from ..database.changes import move_mark, taken_through
-from ..database.connections import Connection, retried, transaction
+from ..database.connections import Connection, Rollback, retried, transaction
 from ..database.videos import save_videos
 
 # %% ../../nbs/catalogue/intake.ipynb #94df589e
@@ -43,7 +42,7 @@ def _merge_page(conn: Connection, page: Page, mark: tuple[str, date, date] | Non
             if mark:
                 move_mark(conn, *mark)
             if dry_run:
-                raise psycopg.Rollback
+                raise Rollback
         return changed
 
     return retried(conn, what, merge)

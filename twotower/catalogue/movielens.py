@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
-import psycopg
 import pyarrow as pa
 import pyarrow.csv as pc
 
@@ -28,7 +27,7 @@ from ..base.errors import InputError, OutsideError
 from ..base.files import atomic_file, sha256
 from ..base.settings import project_root
 from ..base.tables import DECISIONS, VIDEOS, conform
-from ..database.connections import connect
+from ..database.connections import Connection, connect
 from ..database.people import save_decisions, save_profiles
 from ..database.schema import migrate
 from ..database.videos import save_videos
@@ -229,7 +228,7 @@ def _decided(data: MovieLens) -> pa.Table:
 # %% ../../nbs/catalogue/movielens.ipynb #040f7f4f
 def load(
     folder: Path | str | None = None,  # with ratings.csv and movies.csv; None: MovieLens-100K
-    conn: psycopg.Connection | None = None,  # the database, by default the installation's
+    conn: Connection | None = None,  # the database, by default the installation's
     decisions: bool = True,  # also save every rating as a decision of its user
 ) -> dict:  # name, reviews (path of the CSV), and counts
     "Bring a MovieLens set into the pipeline: reviews as a CSV file, the rest into the database."

@@ -9,7 +9,6 @@ __all__ = ['CATALOGUE_FILE', 'read_catalogue', 'load_catalogue']
 from contextlib import nullcontext
 from pathlib import Path
 
-import psycopg
 import pyarrow as pa
 
 from ..base.errors import InputError
@@ -17,7 +16,7 @@ from ..base.inputs import input_files
 from ..base.tables import VIDEO, VIDEOS
 from ..data.columns import TEXT, Column, column_names, video_column
 from ..data.sources import read_source, workspace
-from ..database.connections import connect, target
+from ..database.connections import Connection, connect, target
 from ..database.schema import migrate
 from ..database.videos import save_videos
 
@@ -67,7 +66,7 @@ def read_catalogue(
 # %% ../../nbs/catalogue/table.ipynb #2dc5680f
 def load_catalogue(
     path: Path | str,  # CSV, as for `read_catalogue`
-    conn: psycopg.Connection | None = None,  # the database, by default the installation's
+    conn: Connection | None = None,  # the database, by default the installation's
 ) -> dict:  # database (where), videos (rows), changed (new ones or others); ignored (names), if columns are not known
     "Merge a CSV of videos into the videos master."
     table = read_catalogue(path)

@@ -14,7 +14,6 @@ from datetime import datetime
 from itertools import chain
 from pathlib import Path
 
-import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -32,6 +31,7 @@ from .encoder import Encoder
 from ..parallel.engine import LOCAL, Local, OnRay
 from ..runs.run import META, SUMMARY, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, Run, blessed, names_by_time
 from ..runs.settings import EmbedSettings
+from ..database.connections import Connection
 
 # %% ../../nbs/embedding/live.ipynb #8b40aa29
 def live_features(
@@ -58,7 +58,7 @@ def live_features(
 
 # %% ../../nbs/embedding/live.ipynb #c2f32d0a
 def embed_videos(
-    conn: psycopg.Connection,  # migrated
+    conn: Connection,  # migrated
     encoder: Encoder,  # of a blessed run
     model_version: str,  # the run that trained it
     include_existing: bool = False,  # True: all videos
@@ -69,7 +69,7 @@ def embed_videos(
 
 # %% ../../nbs/embedding/live.ipynb #dc340c0c
 def embed_users(
-    conn: psycopg.Connection,  # migrated
+    conn: Connection,  # migrated
     encoder: Encoder,  # of a blessed run
     changed: pa.Table,  # of `changed_users`
     batch: int = 2_000,  # users at a time
@@ -100,7 +100,7 @@ TASTES_SCHEMA = pa.schema({USER: pa.string(), HASH: pa.int64(), 'likes': pa.int6
 
 # %% ../../nbs/embedding/live.ipynb #200d5b2c
 def _live_pieces(
-    conn: psycopg.Connection, encoder: Encoder, version: str, params: EmbedSettings
+    conn: Connection, encoder: Encoder, version: str, params: EmbedSettings
 ) -> Iterator[tuple[str, pa.Table]]:
     "The rows of each file, piece by piece."
     if params.rows == 'missing':
@@ -126,7 +126,7 @@ def _write_pieces(folder: Path, pieces: Iterator[tuple[str, pa.Table]]) -> Count
 
 # %% ../../nbs/embedding/live.ipynb #983f620d
 def embed_live(
-    conn: psycopg.Connection,  # migrated
+    conn: Connection,  # migrated
     run: Run,  # its model must have passed
     params: EmbedSettings,  # rows, live_users, include_existing, min_interactions, limit_users, batch
     place: Path,  # where the folder will be, such as `outputs/live`

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,13 +20,13 @@ from ..base.errors import SettingError
 from ..base.files import read_json
 from ..base.tables import EMBEDDING, USER, VIDEO, as_uuids, embeddings_schema, stream_table
 from ..database.changes import embedded_live, remember_taste
-from ..database.connections import retried
+from ..database.connections import Connection, retried
 from ..database.embeddings import save_embeddings, similar
 from .live import TASTES, TASTES_SCHEMA
 from ..runs.run import SUMMARY, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, Run, blessed
 
 # %% ../../nbs/embedding/reflect.ipynb #c902f645
-def _save_live(conn: psycopg.Connection, folder: Path, version: str, dry_run: bool) -> Iterator[tuple[str, dict]]:
+def _save_live(conn: Connection, folder: Path, version: str, dry_run: bool) -> Iterator[tuple[str, dict]]:
     "Save the files of a live folder; whose, and what became of the rows."
     for key, name in [(USER, USER_EMBEDDINGS), (VIDEO, VIDEO_EMBEDDINGS)]:
         if (folder / name).is_file():
@@ -39,7 +38,7 @@ def _save_live(conn: psycopg.Connection, folder: Path, version: str, dry_run: bo
 
 # %% ../../nbs/embedding/reflect.ipynb #85783529
 def _save_run(
-    conn: psycopg.Connection, run: Run, version: str, include_users: bool, dry_run: bool
+    conn: Connection, run: Run, version: str, include_users: bool, dry_run: bool
 ) -> Iterator[tuple[str, dict]]:
     "Save what training embedded."
     if include_users:
@@ -55,7 +54,7 @@ def _save_run(
 
 # %% ../../nbs/embedding/reflect.ipynb #1070a7c6
 def reflect(
-    conn: psycopg.Connection,  # migrated
+    conn: Connection,  # migrated
     run: Run,  # its model must have passed
     rows: str = 'run',  # `run`: what training embedded; `missing` or `none`: only what is in `live`
     include_users: bool = False,  # with `run`: users as well
@@ -86,7 +85,7 @@ def reflect(
 
 # %% ../../nbs/embedding/reflect.ipynb #0edf6ea6
 def neighbours_found(
-    conn: psycopg.Connection,  # with the embeddings of the run
+    conn: Connection,  # with the embeddings of the run
     table: pa.Table,  # `embeddings_schema(VIDEO)`, as in the file
     k: int = 10,  # neighbours per video
     sample: int = 50,  # videos asked about, evenly spread

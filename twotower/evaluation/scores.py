@@ -18,7 +18,7 @@ from scipy import sparse
 from scipy.special import expit
 
 from twotower.base.tables import (
-    DISLIKE, INTERACTIONS, KIND, LIKE, PSEUDO, USER, VIDEO, read_embeddings, read_table,
+    DISLIKE, INTERACTIONS, KIND, LIKE, PSEUDO, USER, VIDEO, opinion_matrix, places_of, read_embeddings, read_table,
 )  # fmt: skip
 from .intervals import bootstrap, interval
 from twotower.evaluation.metrics import (
@@ -47,13 +47,6 @@ class Judged:
     def popularity(self) -> np.ndarray:  # likes in training, (n_items,)
         return np.bincount(self.history.indices, minlength=len(self.items)).astype(float)
 
-# %% ../../nbs/evaluation/scores.ipynb #a3014047
-def _cross(table: pa.Table, users: pa.Array, items: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    "Row and column of each opinion, -1 where there is none."
-    return tuple(
-        pc.fill_null(pc.index_in(table[k], value_set=v), -1).to_numpy() for k, v in ((USER, users), (VIDEO, items))
-    )
-
 # %% ../../nbs/evaluation/scores.ipynb #dd368c11
 def load_judged(
     prep: Path,  # `prep/` of a run
@@ -64,21 +57,14 @@ def load_judged(
     item_ids, items = read_embeddings(model / VIDEO_EMBEDDINGS, VIDEO)
     train, val = read_table(prep / TRAIN, INTERACTIONS), read_table(prep / VAL, INTERACTIONS)
 
-    def matrix(table: pa.Table) -> sparse.csr_matrix:
-        rows, columns = _cross(table, user_ids, item_ids)
-        known = (rows >= 0) & (columns >= 0)
-        return sparse.csr_matrix(
-            (np.ones(known.sum(), np.float32), (rows[known], columns[known])), (len(users), len(items))
-        )
-
     negative = DISLIKE if pc.any(pc.equal(val[KIND], DISLIKE)).as_py() else PSEUDO
     pairs = val.filter(pc.is_in(val[KIND], value_set=pa.array([LIKE, negative])))
-    rows, columns = _cross(pairs, user_ids, item_ids)
+    rows, columns = places_of(pairs, user_ids, item_ids)
     known = (rows >= 0) & (columns >= 0)
     labels = pc.equal(pairs[KIND], LIKE).to_numpy(zero_copy_only=False)[known].astype(np.int64)
     unknown = len(pc.unique(val[USER].filter(pc.invert(pc.is_in(val[USER], value_set=user_ids)))))
-    seen = matrix(train.filter(pc.not_equal(train[KIND], PSEUDO)))
-    history, liked = (matrix(t.filter(pc.equal(t[KIND], LIKE))) for t in (train, val))
+    seen = opinion_matrix(train.filter(pc.not_equal(train[KIND], PSEUDO)), user_ids, item_ids)
+    history, liked = (opinion_matrix(t.filter(pc.equal(t[KIND], LIKE)), user_ids, item_ids) for t in (train, val))
     return Judged(user_ids, users, items, seen, history, liked, rows[known], columns[known], labels, unknown)
 
 # %% ../../nbs/evaluation/scores.ipynb #333db3be

@@ -18,7 +18,17 @@ from scipy import sparse
 from torch import Tensor
 
 from ..base.files import atomic_file
-from ..base.tables import INTERACTIONS, ITEM_FEATURES, KIND, PSEUDO, USER, USER_FEATURES, VIDEO, read_table
+from twotower.base.tables import (
+    INTERACTIONS,
+    ITEM_FEATURES,
+    KIND,
+    PSEUDO,
+    USER,
+    USER_FEATURES,
+    VIDEO,
+    opinion_matrix,
+    read_table,
+)
 from .targets import target_weights
 from ..model.features import encode, fit_encoding
 from ..model.sparse_rows import Rows, take, to_rows
@@ -170,15 +180,10 @@ def load_prepared(
         config.use_title_feature,
     )
     user_ids, item_ids = users[USER].combine_chunks(), items[VIDEO].combine_chunks()
-    shape = len(user_ids), len(item_ids)
-
-    def cross(part: pa.Table, values: np.ndarray) -> sparse.csr_matrix:
-        rows, columns = (pc.index_in(part[k], value_set=v).to_numpy() for k, v in ((USER, user_ids), (VIDEO, item_ids)))
-        return sparse.csr_matrix((values, (rows, columns)), shape)
-
     opinions, labelled = train.filter(pc.not_equal(train[KIND], PSEUDO)), train.filter(pc.is_valid(train['label']))
-    weights = cross(opinions, target_weights(opinions, config.star_weight, config.seen_weight, config.dislike_weight))
-    pairs = cross(labelled, labelled['label'].to_numpy() + 1.0)
+    each = target_weights(opinions, config.star_weight, config.seen_weight, config.dislike_weight)
+    weights = opinion_matrix(opinions, user_ids, item_ids, each)
+    pairs = opinion_matrix(labelled, user_ids, item_ids, labelled['label'].to_numpy() + 1.0)
     matrices = encode(encoding, 'user', users)[0], encode(encoding, 'item', items)[0]
     return Prepared(
         encoding, user_ids, item_ids, *matrices, training_set(encoding, *matrices, item_ids, weights, pairs)

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psycopg
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
@@ -24,7 +23,7 @@ from packaging.version import Version
 from ..base.errors import TwotowerError
 from ..base.settings import environment, installation, project_file, project_root
 from ..database import embedded
-from ..database.connections import Connection, connect, describe
+from ..database.connections import Connection, DatabaseError, connect, describe
 from .leaks import known_secrets, masked, needles, vague
 
 # %% ../../nbs/operations/doctor.ipynb #0b53c6c8
@@ -221,7 +220,7 @@ def examine(
         try:
             for f in check():
                 yield Finding(f.about, f.state, masked(f.said, look), masked(f.todo, look))
-        except (TwotowerError, OSError, psycopg.Error) as error:
+        except (TwotowerError, OSError, DatabaseError) as error:
             yield Finding(about, 'missing', masked(' '.join(str(error).split()), look))
         except ImportError as error:
             yield Finding(about, 'missing', masked(str(error), look), 'pip install the packages that are missing')

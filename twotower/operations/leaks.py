@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import get_args
 from urllib.parse import quote, quote_plus
 
-import psycopg
 from dotenv import dotenv_values
-from psycopg.conninfo import conninfo_to_dict
 from pydantic import AliasChoices, SecretStr
 
 from ..base.errors import OutsideError, TwotowerError, disk_advice
+from ..database.connections import address_parts
 from ..base.settings import Environment, project_root
 
 # %% ../../nbs/operations/leaks.ipynb #ec76b78e
@@ -57,10 +56,7 @@ def _telling(value: str, public: Iterable[str] = ()) -> bool:
 # %% ../../nbs/operations/leaks.ipynb #a2689571
 def _address_parts(value: str) -> tuple[set[str], set[str]]:  # passwords, public parts
     "Take an address of a database apart."
-    try:
-        found = conninfo_to_dict(value)
-    except psycopg.ProgrammingError:  # no address, or one that nobody could use
-        found = {}
+    found = address_parts(value)  # empty if it is no address, or one that nobody could use
     hidden = {found.pop(name) for name in ('password', 'sslpassword') if name in found}
     hidden |= set(re.findall(r'://[^/:@\s]*:([^/@\s]+)@', value))
     return hidden, set(map(str, found.values()))

@@ -6,7 +6,7 @@
 __all__ = ['RESULTS', 'MARKS', 'outcome', 'payload', 'send']
 
 # %% ../../nbs/operations/notify.ipynb #3a1f2513
-import httpx
+from ..base.inputs import send_json
 
 from ..base.errors import InputError, OutsideError
 
@@ -53,9 +53,4 @@ def send(
     timeout: float = 10,  # seconds for each step of the request
 ) -> None:
     "Post a message to a webhook."
-    try:
-        answer = httpx.post(url, json=message, timeout=timeout)
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise OutsideError(f'the webhook in SLACK_WEBHOOK_URL was not reached: {type(error).__name__}') from None
-    if not answer.is_success:
-        raise OutsideError(f'the webhook in SLACK_WEBHOOK_URL answered with status {answer.status_code}')
+    send_json(url, message, 'the webhook in SLACK_WEBHOOK_URL', timeout)

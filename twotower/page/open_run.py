@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -22,9 +21,9 @@ from ..base.files import read_json
 from ..base.settings import installation
 from twotower.base.tables import (
     DISLIKE, INTERACTIONS, ITEM_FEATURES, KIND, LIKE, NEUTRAL, PSEUDO, STARS, TIME, USER, VIDEO, as_uuid, conform,
-    one_array, read_embeddings, read_table,
+    one_array, places_of, read_embeddings, read_table,
 )  # fmt: skip
-from ..database.connections import transaction
+from ..database.connections import Connection, transaction
 from ..database.schema import check_schema
 from ..database.sql import copy_out, named
 from ..runs.run import ITEMS, TRAIN, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, Run
@@ -43,12 +42,11 @@ def _real(path: Path) -> pa.Table:
 def _opinions(path: Path, user_ids: pa.Array, item_ids: pa.Array) -> tuple[sparse.csr_matrix, pa.Table]:
     "Where users have opinions, and those opinions in the same order."
     table = conform(_real(path), INTERACTIONS, str(path))
-    places = [pc.index_in(table[k], value_set=v) for k, v in ((USER, user_ids), (VIDEO, item_ids))]
-    if missing := sum(place.null_count for place in places):
+    rows, columns = places_of(table, user_ids, item_ids)
+    if missing := int((rows < 0).sum() + (columns < 0).sum()):
         raise InputError(
             f'{path}: {missing} opinions are of users or on videos without an embedding: train the run again'
         )
-    rows, columns = (place.to_numpy() for place in places)
     ends = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(user_ids)))])
     order = np.argsort(rows, kind='stable')
     seen = sparse.csr_matrix((len(user_ids), len(item_ids)), dtype=np.float32)
@@ -174,7 +172,7 @@ _DECIDED = f"""
 """
 
 
-def _load_live(conn: psycopg.Connection, user: str) -> tuple[list, pa.Table]:
+def _load_live(conn: Connection, user: str) -> tuple[list, pa.Table]:
     "Model and vector, if there is one; decisions as opinions, with the ids of the videos."
     check_schema(conn, ['user_embeddings', 'user_video_decisions'], 'read')
     query = 'SELECT model_version, embedding::text FROM public.user_embeddings WHERE user_id = %s'
@@ -186,7 +184,7 @@ def _load_live(conn: psycopg.Connection, user: str) -> tuple[list, pa.Table]:
 
 # %% ../../nbs/page/open_run.ipynb #4d507056
 def live_person(
-    conn: psycopg.Connection,  # migrated
+    conn: Connection,  # migrated
     opened: OpenRun,  # an open run, whose model made the embedding
     user: str,  # a user id
 ) -> Person:  # with their newest decisions on videos of the run
