@@ -1,4 +1,4 @@
-"""Time of full-catalogue ranking (`twotower.metrics.top_k`) beside that of the bare matrix product.
+"""Time of full-catalogue ranking (`twotower.evaluation.metrics.top_k`) beside that of the bare matrix product.
 
 python bench/speed/rank.py                              # 100,000 users x 50,000 videos x 128, once
 python bench/speed/rank.py --users 20000 --repeats 5
