@@ -122,7 +122,7 @@ def run_command(
 def summary(
     run_id: Annotated[str, typer.Argument(help='An id, or newest, latest, stable.', autocompletion=run_ids)] = 'newest',
 ) -> None:
-    """Say again what the end of a chain says.
+    """Print the summary of a run, as `twotower run` does at its end.
 
     Example: `twotower summary stable`
     """

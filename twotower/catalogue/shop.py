@@ -32,7 +32,7 @@ SECOND = timedelta(seconds=1)
 def in_japan(
     moment: datetime,  # with its time zone
 ) -> datetime:  # in Japan's time, without a fraction of a second
-    "The second in which the moment lies."
+    "The time in Japan of a moment, without the fraction of a second."
     if moment.tzinfo is None:
         raise SettingError(f'{moment} has no time zone')
     return moment.astimezone(JST).replace(microsecond=0)

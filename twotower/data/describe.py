@@ -22,7 +22,7 @@ from ..runs.run import ITEMS, USERS
 def heard_of(
     con: duckdb.DuckDBPyConnection,  # a workspace with the tables `train` and `val`
 ) -> pa.Table:  # v, opinions, trained (those in training), likes (those of them)
-    "What these users say about each video."
+    "Count the opinions, training opinions and training likes of each video."
     return con.sql("""
         SELECT v, count(*) AS opinions, count(*) FILTER (WHERE trained) AS trained,
             count(*) FILTER (WHERE trained AND kind = 'like') AS likes

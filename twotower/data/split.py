@@ -80,7 +80,7 @@ def find_cut(
     held: int,  # how many opinions are held out
     opinions_on: Callable[[int], pa.Table],  # day to `opinions_of_day`, of all users
 ) -> dict | None:  # moment, luck, v, user_id; None: nothing is held out
-    "The oldest opinion of the held-out part, when that is the newest of all."
+    "Find where the held-out part begins, if it holds the newest opinions of all: its oldest opinion."
     if held < 1:
         return None
     days = days.sort_by([('day', 'descending')])

@@ -14,7 +14,7 @@ def bootstrap(
     seed: int = 0,  # of the draws
     draws: int = 400,  # how many times
 ) -> np.ndarray:  # the means of each draw, (draws, m); NaN where no value was drawn
-    "Means over users that were drawn again."
+    "Bootstrap: the mean of each metric over users drawn with replacement, once for each draw."
     rng, n, means = np.random.default_rng(seed), len(values), []
     there = np.isfinite(values).astype(float)
     both = np.concatenate([np.where(there > 0, values, 0), there], 1)
@@ -33,7 +33,7 @@ def interval(
     draws: np.ndarray,  # from `bootstrap`, one column of it
     level: float = 0.95,  # share of the draws within
 ) -> tuple[float, float]:  # low, high; NaN without draws
-    "The middle of the draws."
+    "The two ends between which the share `level` of the draws lies."
     draws = draws[np.isfinite(draws)]
     if not len(draws):
         return float('nan'), float('nan')

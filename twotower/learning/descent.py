@@ -48,7 +48,7 @@ def shortening(
     length: Tensor,  # of all gradients together, scalar
     longest: float,  # length that is allowed, > 0
 ) -> Tensor:  # scalar, at most 1
-    "What to multiply gradients with, so that together they are not too long."
+    "The factor of gradient clipping: the longest that is allowed / the length, at most 1."
     return (longest / (length + 1e-6)).clamp(max=1)
 
 # %% ../../nbs/learning/descent.ipynb #2467698c

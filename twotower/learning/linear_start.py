@@ -25,7 +25,7 @@ def linear_model(
     data: TrainingSet,  # what to learn from
     dimension: int,  # numbers in an embedding, >= 2
 ) -> tuple[Tensor, Tensor]:  # (n_items, dimension) each: vectors in a history, and to be found by, of length 1
-    "The best linear recommender of this rank; its score of a video is the history's sum of the former times the latter."
+    "Compute the best linear recommender of this rank: the score of a video is the sum of the first vectors of a history times the second vector of the video."
     n_users, n_items = len(data.users), len(data.items)
     place = owners(data.users)
     said = (data.kinds > 0) & (data.videos >= 0)

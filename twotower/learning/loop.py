@@ -72,7 +72,7 @@ def checkpoint_name(
     epochs: int,  # passes over the users
     team: Alone = ALONE,  # who trains
 ) -> str:  # a file name that changes with data, settings and the number of workers
-    "What this training, and no other, calls its checkpoint."
+    "The file name of a checkpoint: a hash of data, settings, device, epochs and workers."
     facts = [vars(config), pick_device(config.device).type, data.widths, epochs]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for tensor in (
@@ -139,7 +139,7 @@ def forget(
     path: Path,  # of the checkpoint of all
     team: Alone,  # who trains
 ) -> None:
-    "Remove what this worker has written but for its two newest."
+    "Delete this worker's checkpoint files, except the two newest."
     for old in own_epochs(path, team)[:-2]:
         own_checkpoint(path, team, old).unlink()
 

@@ -48,7 +48,7 @@ def lay_out(
 def work(
     folder: Path,  # from `lay_out`
 ) -> None:
-    "Learn as one of several workers; the first writes what comes out."
+    "Train as one of several workers; the first writes the weights and the table of epochs."
     settings = read_json(folder / 'settings.json')
     config = TrainSettings(**settings['config'])
     here = int(os.environ.get('LOCAL_WORLD_SIZE', 1))  # workers on this machine, which share its cores

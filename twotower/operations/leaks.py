@@ -111,7 +111,7 @@ def _base64(value: bytes) -> set[bytes]:
 def needles(
     secrets: Iterable[tuple[str, SecretStr]],  # from `known_secrets`
 ) -> dict[bytes, str]:  # the variable, by what betrays it
-    "Write down everything that would betray a secret."
+    "List the byte strings to search for: every spelling of every secret, with the name of its variable."
     found = {}
     for name, secret in secrets:
         for value in _values(name, secret.get_secret_value()):

@@ -124,7 +124,7 @@ class Local:
     threads = 0  # for one part; 0: all cores
 
     def each(self, function: Callable, parts: Iterable, *shared) -> Iterator:
-        "The results of a function of a part and of what is shared."
+        "Call `function(part, *shared)` for each part, and yield the results in order."
         return (function(part, *shared) for part in parts)
 
     def pool(self, worker: Callable, arguments: tuple, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -133,7 +133,7 @@ class Local:
         return (made(table) for table in tables)
 
     def carry(self, folder: Path, names: Iterable[str]) -> Path:
-        "Something with a path that holds the files."
+        "Make files of a folder readable wherever functions run."
         return folder
 
 
@@ -178,7 +178,7 @@ class OnRay:
     threads = 1
 
     def each(self, function: Callable, parts: Iterable, *shared) -> Iterator:
-        "The results of a function of a part and of what is shared."
+        "Call `function(part, *shared)` for each part, and yield the results in order."
         import ray
 
         task, under_way = ray.remote(num_cpus=1, max_retries=RETRIES)(function), deque()
@@ -212,7 +212,7 @@ class OnRay:
             yield from made.iter_batches(batch_size=None, batch_format='pyarrow')
 
     def carry(self, folder: Path, names: Iterable[str]) -> Carried:
-        "Something with a path that holds the files."
+        "Make files of a folder readable wherever functions run."
         there = [name for name in names if (folder / name).is_file()]
         key = hashlib.sha256(repr([(name, sha256(folder / name)) for name in there]).encode()).hexdigest()
         return Carried(key, {name: put(np.fromfile(folder / name, np.uint8)) for name in there})

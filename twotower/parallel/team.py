@@ -21,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 # %% ../../nbs/parallel/team.ipynb #deeb8a93
 @dataclass(frozen=True)
 class Part:
-    "Which rows, of something that all workers share, are here."
+    "The positions of this worker's rows among the rows of all workers."
 
     places: Tensor  # of the rows that are here, in the whole; int64 (m,)
     total: int  # rows of the whole

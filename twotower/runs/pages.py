@@ -77,7 +77,7 @@ def box(
     kind: str,  # `good` or `bad`
     alone: bool = False,  # True: with its look, for where the style sheet is not
 ) -> str:  # HTML
-    "A box that says how it went."
+    "Wrap HTML in a coloured box, good or bad."
     style = f' style="border-left:4px solid {STATE_COLOURS[kind]};padding:.7em 1em"' if alone else ''
     return f'<div class="box {kind}"{style}>{content}</div>'
 

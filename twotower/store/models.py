@@ -65,7 +65,7 @@ def upload(
 def mirror(
     store: Store,  # with at least one activation
 ) -> dict:  # the activation that is mirrored now
-    "Bring the copies for simple readers up to date."
+    "Copy the active model to its fixed names, and write its manifest last."
     while True:
         now = active(store)
         manifest, _ = read_manifest(store, now['run_id'], now['manifest_sha256'])
