@@ -58,7 +58,7 @@ def test_modules_are_short_and_their_inits_empty():
             assert path.read_text() == '', inside
         elif path.name != '_modidx.py':
             stage = len(inside.parts) == 1 and path.stem != 'cli'
-            assert lines <= (170 if stage else 350), inside
+            assert lines <= (170 if stage else 320) * 1.15, inside
 
 
 def test_no_private_name_crosses_a_module():
