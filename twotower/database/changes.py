@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ..base.tables import DECISIONS, TIME, USER
 from .connections import transaction
-from .people import PROFILE_CREATED
+from .dates import PROFILE_CREATED, held_date
 from .schema import check_schema
 from .sql import advisory_lock, copy_in, copy_out, named
 
@@ -24,7 +24,7 @@ _HASH = 'bit_xor(hash_record_extended(ROW(video_id, lower(decision_type::text), 
 _CHANGED = f"""
     WITH decided AS (
         SELECT user_id, {_LIKES} AS likes, {_HASH} AS decisions,
-            max(created_at) FILTER (WHERE created_at <= now()) AS newest
+            max({held_date(TIME)}) FILTER (WHERE created_at <= now()) AS newest
         FROM public.user_video_decisions
         WHERE {_OPINION}
         GROUP BY user_id
@@ -78,7 +78,8 @@ def load_taste(
         LEFT JOIN public.profiles profile USING (user_id)
         ORDER BY user_id
     """
-    rows = f'SELECT user_id, video_id, lower(decision_type::text), created_at {chosen} ORDER BY user_id, video_id'
+    columns = f'user_id, video_id, lower(decision_type::text), {held_date(TIME)}'
+    rows = f'SELECT {columns} {chosen} ORDER BY user_id, video_id'
     with transaction(conn, 'loading decisions'):
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL TimeZone = 'UTC'")
         return tuple(copy_out(conn, named(q), s, {'ids': user_ids}) for q, s in [(rows, DECISIONS), (hashes, people)])

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from ..base.errors import InputError, SettingError
 from ..base.tables import VIDEO, VIDEOS, as_uuid, conform
 from .connections import transaction
+from .dates import held_date
 from .schema import CATALOGUE, check_schema
 from .sql import advisory_lock, copy_in, copy_out, named
 
@@ -135,7 +136,7 @@ def save_videos(
 
 # %% ../../nbs/database/videos.ipynb #ec172428
 _SELECT_VIDEOS = f"""
-    SELECT id, {', '.join(_PLAIN)}, content_id, coalesce(t.n, 0), coalesce(p.n, 0)
+    SELECT id, {', '.join(held_date(name) if name == 'release_date' else name for name in _PLAIN)}, content_id, coalesce(t.n, 0), coalesce(p.n, 0)
     FROM chosen
     LEFT JOIN (
         SELECT video_id, count(*) AS n FROM chosen JOIN public.video_tags ON video_id = id GROUP BY video_id
