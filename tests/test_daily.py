@@ -1,21 +1,29 @@
 "The daily chain: what is new comes in once, and whatever happens on the way, the next run ends where an unhurt one would have."
 
+import contextlib
 import itertools
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
+import traceback
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import psycopg
 import pytest
 from shop import KEYS, cut, half_json, hang, hang_up, item, refuse, status, text
 from toys import blessed_run, decide, rows_written, state, videos
 
-from twotower.base.errors import OutsideError
+from twotower.base.errors import GateError, InputError, OutsideError
+from twotower.base.tables import as_uuid
 from twotower.catalogue import intake
 from twotower.catalogue.intake import sync
 from twotower.daily import bring_model, take_new
@@ -27,10 +35,12 @@ from twotower.database.videos import save_videos
 from twotower.embedding import reflect as reflecting
 from twotower.embedding.live import embed_live
 from twotower.embedding.reflect import reflect
+from twotower.embedding.turn import turn
 from twotower.runs.run import create_run
 from twotower.runs.settings import DailySettings, EmbedSettings
-from twotower.store.models import activate, upload
+from twotower.store.models import activate, rollback, upload
 from twotower.store.opening import open_store
+from twotower.store.records import active
 
 NOW = datetime(2025, 3, 9, 18, 30, tzinfo=UTC)  # 3:30 on the 10th in Japan
 SWITCHES = DailySettings(dry_run=False)
@@ -398,3 +408,118 @@ def test_the_command_runs_twice(database, home):
     assert rows_written(database) == written
     page = (home / 'outputs' / 'runs' / 'c' / 'reports' / '04_embed.html').read_text()
     assert 'nothing is new' in page
+
+
+# A week of everything at once
+
+
+WEEK_OF_ROWS = NEW_ROWS.but(rows='run')
+
+
+def embed_in_turn(conn, run, home, params) -> None:
+    "What 04_embed does; who is about to publish is waited for only a moment."
+    with turn(conn, run, wait=30, promised_for=0.5) as check:
+        live = embed_live(conn, run, params, home / 'outputs' / 'live')
+        reflect(conn, run, params.rows, False, False, live, params.min_interactions, check=check)
+
+
+def one_day(home, name) -> None:
+    with connect() as conn:
+        run = create_run(name)
+        bring_model(run, home / 'outputs' / 'active')
+        time.sleep(random.uniform(0, 0.5))
+        embed_in_turn(conn, run, home, NEW_ROWS)
+
+
+def one_week(home, run) -> None:
+    with connect() as conn:
+        embed_in_turn(conn, run, home, WEEK_OF_ROWS)
+    time.sleep(random.uniform(0, 0.5))
+    upload(open_store(), run)
+    activate(open_store(), run.id)
+
+
+def side_by_side(monkeypatch, rng, *works) -> list[int]:
+    "Do each work in a fork of its own, at once; some die, at a moment or between two statements."
+    children = []
+    for work in works:
+        moment, statement = rng.choice([None, rng.uniform(0, 3)]), rng.choice([10**6, rng.randrange(1, 90)])
+        if (child := os.fork()) == 0:
+            random.seed(os.getpid())
+            deadly_statements(monkeypatch, statement)
+            try:
+                work()
+            except (OutsideError, GateError, InputError):
+                os._exit(1)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(2)
+            os._exit(0)
+        children.append(child)
+        if moment is not None:
+            threading.Timer(moment, kill_child, [child]).start()
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def kill_child(child: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+
+
+def people_come_and_go(conn, rng, day) -> None:
+    "New videos, likes, dislikes, likes that are taken back, and an account that is deleted."
+    save_videos(conn, videos(range(12 + 2 * day, 14 + 2 * day)))
+    for _ in range(10):
+        user, video, what = rng.choice('abcdefgh'), f'c{rng.randrange(12)}', rng.choice(['like', 'like', 'dislike'])
+        decide(conn, (user, video, what, rng.randrange(1, 31)))
+    conn.execute("""
+        DELETE FROM user_video_decisions WHERE ctid = (
+            SELECT ctid FROM user_video_decisions WHERE created_at < '2026-01-31' ORDER BY video_id, user_id LIMIT 1
+        )
+    """)
+    conn.execute('DELETE FROM profiles WHERE user_id = %s', [as_uuid(rng.choice('abcdefgh'))])
+
+
+def stored(conn) -> dict[str, tuple[str, np.ndarray]]:
+    query = """
+        SELECT video_id::text, model_version, embedding::text FROM video_embeddings
+        UNION ALL SELECT user_id::text, model_version, embedding::text FROM user_embeddings
+    """
+    return {key: (model, np.array(json.loads(vector))) for key, model, vector in conn.execute(query)}
+
+
+@pytest.mark.fault(
+    'daily and weekly runs at once, killed at random, rollbacks, people who come and go',
+    sees='nothing in the end: store, database and a clean recomputation agree',
+)
+@pytest.mark.parametrize('seed', [1, 2])
+def test_a_week_of_everything(database, home, monkeypatch, seed):
+    rng = random.Random(seed)
+    save_videos(database, videos(range(12)))
+    decide(database, ('ann', 'c0', 'like', 1), ('ann', 'c1', 'like', 31))  # the newest of all, whose days count
+    weeks = [blessed_run(database, f'w{n}', n % 3, day=n + 1) for n in range(8)]
+    one_week(home, weeks[0])
+    ended = []
+    for day in range(1, 8):
+        people_come_and_go(database, rng, day)
+        works = [partial(one_day, home, f'd{day}')]
+        works.append(partial(one_week, home, weeks[day]) if rng.random() < 0.6 else partial(one_day, home, f'e{day}'))
+        ended += side_by_side(monkeypatch, rng, *works)
+        if rng.random() < 0.3:
+            with contextlib.suppress(InputError):  # nothing to return to
+                rollback(open_store())
+    assert set(ended) <= {0, 1, -9}  # done, refused or killed
+    assert {0, -9} <= set(ended)
+
+    one_day(home, 'last')
+    found, model = stored(database), active(open_store())['run_id']
+    assert {version for version, _ in found.values()} == {model}
+    database.execute('DELETE FROM video_embeddings; DELETE FROM user_embeddings; DELETE FROM twotower_live_users')
+    one_day(home, 'clean')
+    clean = stored(database)
+    assert len(clean) > 26 + 2  # all videos, and some people
+    assert found.keys() == clean.keys()
+    ours, theirs = (np.array([rows[key][1] for key in sorted(clean)]) for rows in (found, clean))
+    # float32 differs by 3e-8 with the size of a batch, which now and then turns the rounding to a half float round
+    assert (np.abs(ours - theirs) > 1e-6).mean() < 1e-3
+    np.testing.assert_allclose(ours, theirs, rtol=2**-10, atol=1e-6)

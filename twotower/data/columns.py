@@ -32,7 +32,11 @@ class Column:
 TEXT = "nullif(trim({raw}), '')"
 _STARS = 'CASE WHEN try_cast(trim({raw}) AS DOUBLE) BETWEEN 0.5 AND 5 THEN CAST(trim({raw}) AS FLOAT) END'
 _LABEL = "CASE upper(trim({raw})) WHEN '1' THEN 1 WHEN 'LIKE' THEN 1 WHEN '0' THEN 0 WHEN 'DISLIKE' THEN 0 WHEN 'SKIP' THEN -1 END"
-_TIME = 'try_cast(trim({raw}) AS TIMESTAMPTZ)'
+_TIME = """
+    CASE WHEN try_cast(trim({raw}) AS TIMESTAMPTZ) >= TIMESTAMPTZ '0001-01-02 00:00:00+00'
+        AND try_cast(trim({raw}) AS TIMESTAMPTZ) < TIMESTAMPTZ '9999-12-31 00:00:00+00'
+    THEN try_cast(trim({raw}) AS TIMESTAMPTZ) END
+"""  # what Python and Arrow can hold in any time zone
 
 # %% ../../nbs/data/columns.ipynb #0268c435
 _user = Column('user_id', ('reviewer_id', 'user_id'), TEXT, 'must not be empty', name_of=True)

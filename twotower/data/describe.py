@@ -125,7 +125,7 @@ def _user_query(part: str, max_history: int, max_preferred: int, now: str) -> st
     preferred = {name: _preferred_words(column, part, max_preferred) for column, name in _PREFERRED.items()}
     return f"""
         WITH ended AS (
-            SELECT {now or 'max(created_at)'} AS ended FROM train LIMIT 1
+            SELECT {now or 'max(created_at) FILTER (WHERE created_at <= now())'} AS ended FROM train LIMIT 1
         ),
         opinions AS (
             SELECT *, {_FRESH} AS fresh

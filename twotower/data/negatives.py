@@ -136,5 +136,6 @@ def divide(
         part: {str(k): n for k, n in con.execute(f'SELECT kind, count(*) FROM {part} GROUP BY kind').fetchall()}
         for part in ('train', 'val')
     }
-    newest = con.execute('SELECT max(epoch_us(created_at)) FROM train').fetchall()[0][0]
+    past = 'FILTER (WHERE created_at <= now())'  # one wrong clock must not move the end of the 30 days for everybody
+    newest = con.execute(f'SELECT max(epoch_us(created_at)) {past} FROM train').fetchall()[0][0]
     return {'interactions': kinds, 'heard': heard_of(con)}, newest

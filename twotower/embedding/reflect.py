@@ -6,7 +6,7 @@
 __all__ = ['reflect', 'neighbours_found', 'half_norms']
 
 # %% ../../nbs/embedding/reflect.ipynb #d5ce183d
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -19,9 +19,10 @@ import pyarrow.compute as pc
 from ..base.errors import SettingError
 from ..base.files import read_json
 from ..base.tables import EMBEDDING, USER, VIDEO, as_uuids, embeddings_schema, stream_table
-from ..database.changes import embedded_live, remember_taste
+from ..database.changes import embedded_live, remember_taste, stranded_users
 from ..database.connections import Connection, retried
 from ..database.embeddings import save_embeddings, similar
+from ..database.erasure import sweep, without_account
 from .live import TASTES, TASTES_SCHEMA
 from ..runs.run import SUMMARY, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, Run, blessed
 
@@ -38,7 +39,7 @@ def _save_live(conn: Connection, folder: Path, version: str, dry_run: bool) -> I
 
 # %% ../../nbs/embedding/reflect.ipynb #85783529
 def _save_run(
-    conn: Connection, run: Run, version: str, include_users: bool, dry_run: bool
+    conn: Connection, run: Run, version: str, include_users: bool, least: int, dry_run: bool
 ) -> Iterator[tuple[str, dict]]:
     "Save what training embedded."
     if include_users:
@@ -46,11 +47,23 @@ def _save_run(
 
         def users() -> Iterator[pa.Table]:
             for piece in stream_table(run.model / USER_EMBEDDINGS, embeddings_schema(USER)):
-                yield piece.filter(pc.invert(pc.is_in(as_uuids(piece[USER]), live)))
+                newer = pc.is_in(as_uuids(piece[USER]), live)
+                yield piece.filter(pc.invert(pc.or_(newer, without_account(conn, piece[USER]))))
 
-        yield USER, save_embeddings(conn, users, USER, version, dry_run)
+        yield USER, save_embeddings(conn, users, USER, version, dry_run, least)
     videos = partial(stream_table, run.model / VIDEO_EMBEDDINGS, embeddings_schema(VIDEO))
     yield VIDEO, save_embeddings(conn, videos, VIDEO, version, dry_run)
+
+# %% ../../nbs/embedding/reflect.ipynb #cd000002
+def _save_stranded(conn: Connection, run: Run, version: str, dry_run: bool) -> Iterator[tuple[str, dict]]:
+    "Save what training made of users whose embedding is of another model."
+    if stranded := pa.array(sorted(stranded_users(conn, version)), pa.string()):
+
+        def users() -> Iterator[pa.Table]:
+            for piece in stream_table(run.model / USER_EMBEDDINGS, embeddings_schema(USER)):
+                yield piece.filter(pc.is_in(as_uuids(piece[USER]), stranded))
+
+        yield USER, save_embeddings(conn, users, USER, version, dry_run)
 
 # %% ../../nbs/embedding/reflect.ipynb #1070a7c6
 def reflect(
@@ -60,7 +73,10 @@ def reflect(
     include_users: bool = False,  # with `run`: users as well
     dry_run: bool = True,  # False writes to the database
     live: Path | None = None,  # a folder of `embed_live`
-) -> pd.DataFrame:  # one row per table: what, rows, inserted, updated, unchanged, missing, the first missing ids
+    min_interactions: int | None = None,  # likes below which an embedding made of decisions is removed; None: none is
+    min_user_interactions: int = 0,  # with users: only those with so many likes in the database
+    check: Callable[[], None] = lambda: None,  # is called first in the transaction, and may refuse
+) -> pd.DataFrame:  # one row per table: what, rows, inserted, updated, unchanged, missing, the first missing ids; in `attrs` what was removed
     "Bring the embeddings of a blessed run into the database, all or none."
     if rows not in ('run', 'missing', 'none'):
         raise SettingError(f'rows is {rows!r}, must be run, missing or none')
@@ -68,20 +84,26 @@ def reflect(
     if live and (made := read_json(live / SUMMARY)['model_version']) != version:
         raise SettingError(f'{live} was made by the model of run {made}, not of {version}: embed again')
 
-    def work() -> list[tuple[str, dict]]:
+    def work() -> tuple[list[tuple[str, dict]], dict]:
+        check()
+        least = min_user_interactions
         parts = (
             _save_live(conn, live, version, dry_run) if live else (),
-            (_save_run(conn, run, version, include_users, dry_run) if rows == 'run' else ()),
+            _save_run(conn, run, version, include_users, least, dry_run) if rows == 'run' else (),
+            _save_stranded(conn, run, version, dry_run) if rows != 'none' else (),
         )
-        return list(chain(*parts))
+        return list(chain(*parts)), sweep(conn, min_interactions, dry_run)
 
-    saved, table = retried(conn, f'reflecting run {run.id}', work), []
+    (saved, removed), table = retried(conn, f'reflecting run {run.id}', work), []
     for key, name in ((USER, 'users'), (VIDEO, 'videos')):
         mine = [found for what, found in saved if what == key]
         sums = {c: sum(f[c] for f in mine) for c in ('rows', 'inserted', 'updated', 'unchanged', 'missing')}
         absent = [i for f in mine for i in f['missing_ids']]
-        table.append({'what': name} | sums | {'the first missing': ', '.join(absent[:5])})
-    return pd.DataFrame(table)
+        few = {'too few likes': sum(f['few'] for f in mine)} if min_user_interactions else {}
+        table.append({'what': name} | sums | few | {'the first missing': ', '.join(absent[:5])})
+    counts = pd.DataFrame(table)
+    counts.attrs['removed'] = removed
+    return counts
 
 # %% ../../nbs/embedding/reflect.ipynb #0edf6ea6
 def neighbours_found(

@@ -127,11 +127,17 @@ class EmbedSettings(Settings):
         'run', 'videos: run (what training embedded), missing (those without an embedding of this model) or none'
     )
     include_existing: bool = parameter(False, 'with missing, and for live users: also those that have one')
-    include_users: bool = parameter(True, 'with run: also the users of the training set')
+    include_users: bool = parameter(False, 'with run: also the users of the training set, who may have no account')
+    min_user_interactions: int = parameter(
+        0, 'with include_users: only those with so many likes in the database; 0: all', ge=0
+    )
     live_users: bool = parameter(False, 'users whose decisions in the database are new')
     min_interactions: int = parameter(5, 'live users: only those with so many likes', ge=0)
     limit_users: int = parameter(0, 'live users: so many at most; 0: all', ge=0)
     skip_upsert: bool = parameter(False, 'True writes the files, and leaves the database as it is')
+    allow_older: bool = parameter(
+        False, 'True writes also a model that is not the active one, without asking the store'
+    )
     dry_run: bool = parameter(True, 'False writes the files and to the database')
     batch: int = parameter(10_000, 'with missing: videos at a time', ge=1)
     engine: Literal['local', 'ray'] = parameter('local', ENGINE)
