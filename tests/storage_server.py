@@ -1,8 +1,11 @@
 """A Supabase Storage that runs here and fails on command.
 
-It answers as the real one was seen to: most refusals are HTTP 400 with the true status in the body, `list` shows one
-folder and 100 entries unless told, `If-Match` is ignored, an anonymous reader finds nothing, and reads go through a
-cache that may show an overwritten object for a minute.
+It answers as the real one (storage-api 1.11) was seen to: most refusals are HTTP 400 with the true status in the body,
+`list` shows one folder and 100 entries unless told, `If-Match` is ignored, an anonymous reader finds nothing, and reads
+go through a cache that may show an overwritten object for a minute. Creating is not exclusive: it looks, takes the body
+and then writes, so two creators at once both succeed; only `move` is exclusive. An upload that is refused is answered
+before its body is read, and after a large one nobody answers on that connection any more. A bucket that is not there is
+listed as empty, and `info` says of a key that is not admitted that there is no such bucket.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import hashlib
 import hmac
 import json
 import re
+import select
 import socket
 import threading
 import time
@@ -42,14 +46,16 @@ def legacy_key(role: str, expires: float = 4e9) -> str:
     return f'{text}.{_signature(text)}'
 
 
+_DRAINED = 65_536  # bytes of a body that are read although the upload is refused
 SERVICE_KEY, ANON_KEY = legacy_key('service_role'), legacy_key('anon')
 
 
 class Refused(Exception):
     "An answer that is not a success."
 
-    def __init__(self, status: int, error: str, message: str):
+    def __init__(self, status: int, error: str, message: str, code: str | None = None):
         self.status, self.body = status, {'statusCode': str(status), 'error': error, 'message': message}
+        self.body |= {'code': code} if code else {}
 
 
 @dataclass
@@ -90,6 +96,7 @@ class StorageServer:
     - `cut`: the connection ends before anything is done; `half`: it ends in the middle of the body, up or down;
     - `lost`: done, but the connection ends before the answer; `hang`: nothing is done and no answer comes; `late`: done, no answer comes;
     - `short`, `altered`: the download looks whole and is not;
+    - `html 403` and the like: a gateway answers with a page; `json cut`: done, but the answer ends in the middle;
     - a function: called just before the request is served, as if another publisher came in between.
     """
 
@@ -97,6 +104,9 @@ class StorageServer:
         self.bucket, self.size_limit, self.cached_seconds = bucket, size_limit, cached_seconds
         self.clock_ahead = 0.0  # seconds
         self.plain_status = False  # True: the HTTP status is the one in the body
+        self.gateway = True  # a gateway knows the keys; without it an unknown one reaches the service
+        self.bucket_limit: int | None = None  # bytes; what the bucket itself allows, None: as the project
+        self.writing_seconds = 0.003  # from the look at a key until the object is there
         self.objects: dict[str, Stored] = {}
         self.cache: dict[str, tuple[float, Stored]] = {}
         self.requests: list[str] = []
@@ -162,17 +172,32 @@ class _Handler(BaseHTTPRequestHandler):
         if how == 'cut' or (how == 'half' and length):
             self.rfile.read(length // 2 if how == 'half' else 0)
             return self.hang_up()
+        early = None
+        if callable(how):
+            how()
+        if upload := re.fullmatch('POST /object/(?!list/)([^/]+)/(.+)', request):
+            try:
+                with state.lock:
+                    self.may_upload(self.role(), *upload.groups())
+            except (Refused, PermissionError) as refused:
+                early = refused
+            if isinstance(early, Refused) and length > _DRAINED and not isinstance(how, int | str):
+                return self.answer_early(early)
         body = self.rfile.read(length)
         if len(body) < length:  # the client has gone: nothing is stored
             return self.hang_up()
         if how == 'hang':
             state.closing.wait(30)
             return self.hang_up()
-        if callable(how):
-            how()
         if isinstance(how, int):
             return self.answer_fault(how, fault.headers)
+        if isinstance(how, str) and how.startswith('html '):
+            return self.answer(int(how[5:]), b'<html><body>Sorry</body></html>', {'Content-Type': 'text/html'})
         try:
+            if early:
+                raise early
+            if upload:
+                time.sleep(state.writing_seconds)
             with state.lock:
                 answer = self.perform(request, url.query, body)
         except Refused as refused:
@@ -185,11 +210,29 @@ class _Handler(BaseHTTPRequestHandler):
             return self.hang_up()
         if isinstance(answer, Stored):
             return self.answer_content(answer, how)
+        if how == 'json cut':
+            return self.answer(200, json.dumps(answer).encode()[:-1], {'Content-Type': 'application/json'})
         self.answer_json(200, answer)
 
+    def answer_early(self, refused: Refused) -> None:
+        "Refuse an upload without reading it; whatever follows on this connection is taken for the rest of the body."
+        self.answer_json(refused.status if self.server_state.plain_status else 400, refused.body)
+        gone = select.poll()
+        gone.register(self.connection, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
+        while not self.server_state.closing.is_set() and not gone.poll(50):
+            pass
+        self.close_connection = True
+
     def perform(self, request: str, query: str, body: bytes):
-        role = self.role()
+        try:
+            role = self.role()
+        except Refused:
+            if request.startswith('GET /object/info/'):
+                raise Refused(404, 'Bucket not found', 'Bucket not found', 'NoSuchBucket') from None
+            raise
         for pattern, work in [
+            ('POST /object/(move)', self.move),
+            ('GET /bucket/([^/]+)', self.about_bucket),
             ('POST /object/list/([^/]+)', self.list),
             ('GET /object/info/([^/]+)/(.+)', self.info),
             ('GET /object/([^/]+)/(.+)', self.download),
@@ -208,8 +251,10 @@ class _Handler(BaseHTTPRequestHandler):
                 raise Refused(403, 'Unauthorized', 'Invalid Compact JWS')
             return known[key]
         text, _, signature = key.rpartition('.')
-        if not text or _signature(text) != signature:
+        if (not text or _signature(text) != signature) and self.server_state.gateway:
             raise PermissionError
+        if not text or _signature(text) != signature:
+            raise Refused(403, 'Unauthorized', 'signature verification failed' if text else 'Invalid Compact JWS')
         if bearer != key:
             raise Refused(403, 'Unauthorized', 'signature verification failed')
         claims = json.loads(base64.urlsafe_b64decode(text.partition('.')[2] + '=='))
@@ -219,27 +264,50 @@ class _Handler(BaseHTTPRequestHandler):
 
     # what it can do
 
-    def upload(self, role: str, query: str, body: bytes, bucket: str, key: str) -> dict:
-        state, fields = self.server_state, _multipart(self.headers['content-type'], body)
+    def may_upload(self, role: str, bucket: str, key: str) -> None:
+        state = self.server_state
         if bucket != state.bucket:
-            raise Refused(404, 'Bucket not found', 'Bucket not found')
+            raise Refused(404, 'Bucket not found', 'Bucket not found', 'NoSuchBucket')
         if role != 'service_role':
             raise Refused(403, 'Unauthorized', 'new row violates row-level security policy')
         if not re.fullmatch(r"[\w/!.*'()&$@=;:+,? -]*", key, re.A):
             raise Refused(400, 'InvalidKey', f'Invalid key: {key}')
-        content_type, content = fields['file']
-        if len(content) > state.size_limit:
-            raise Refused(413, 'Payload too large', 'The object exceeded the maximum allowed size')
         if key in state.objects and self.headers.get('x-upsert', 'false') != 'true':
             raise Refused(409, 'Duplicate', 'The resource already exists')
+
+    def upload(self, role: str, query: str, body: bytes, bucket: str, key: str) -> dict:
+        state, fields = self.server_state, _multipart(self.headers['content-type'], body)
+        content_type, content = fields['file']
+        if len(content) > min(state.size_limit, state.bucket_limit or state.size_limit):
+            raise Refused(413, 'Payload too large', 'The object exceeded the maximum allowed size')
         metadata = json.loads(fields['metadata'][1]) if 'metadata' in fields else None
         age = fields['cacheControl'][1].decode() if 'cacheControl' in fields else ''
         state.objects[key] = Stored(content, content_type, f'max-age={age}' if age else 'no-cache', metadata)
         return {'Id': state.objects[key].id, 'Key': f'{bucket}/{key}'}
 
+    def move(self, role: str, query: str, body: bytes, _: str) -> dict:
+        asked, state = json.loads(body), self.server_state
+        found = self.find(role, asked['bucketId'], asked['sourceKey'])
+        if asked['destinationKey'] in state.objects:
+            raise Refused(409, 'Duplicate', 'The resource already exists')
+        state.objects[asked['destinationKey']] = found
+        del state.objects[asked['sourceKey']]
+        return {'message': 'Successfully moved'}
+
+    def about_bucket(self, role: str, query: str, body: bytes, bucket: str) -> dict:
+        if bucket != self.server_state.bucket or role != 'service_role':
+            raise Refused(404, 'Bucket not found', 'Bucket not found', 'NoSuchBucket')
+        limits = {'file_size_limit': self.server_state.bucket_limit, 'allowed_mime_types': None}
+        when = '2026-01-01T00:00:00.000Z'
+        return {'id': bucket, 'name': bucket, 'owner': '', 'public': False, **limits} | {
+            'type': 'STANDARD',
+            'created_at': when,
+            'updated_at': when,
+        }
+
     def find(self, role: str, bucket: str, key: str) -> Stored:
         if bucket != self.server_state.bucket:
-            raise Refused(404, 'Bucket not found', 'Bucket not found')
+            raise Refused(404, 'Bucket not found', 'Bucket not found', 'NoSuchBucket')
         if role != 'service_role' or key not in self.server_state.objects:
             raise Refused(404, 'not_found', 'Object not found')
         return self.server_state.objects[key]
@@ -269,7 +337,11 @@ class _Handler(BaseHTTPRequestHandler):
         for key, stored in self.server_state.objects.items():
             if role == 'service_role' and bucket == self.server_state.bucket and key.startswith(folder):
                 name, deeper, _ = key.removeprefix(folder).partition('/')
-                facts = dict.fromkeys(('id', 'metadata')) if deeper else {'id': stored.id, 'metadata': stored.facts()}
+                when = time.strftime(
+                    '%Y-%m-%dT%H:%M:%S.000Z', time.gmtime(stored.created + self.server_state.clock_ahead)
+                )
+                facts = {'id': stored.id, 'metadata': stored.facts(), 'created_at': when, 'updated_at': when}
+                facts = dict.fromkeys(facts) if deeper else facts
                 entries[name] = {'name': name, **facts}
         names = sorted(entries)[asked.get('offset', 0) :][: min(asked.get('limit', 100), 1000)]
         return [entries[name] for name in names]

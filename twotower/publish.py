@@ -21,10 +21,10 @@ from .store.records import MANIFEST, key_of, read_manifest
 # %% ../nbs/05_publish.ipynb #7e17109b
 def list_files(
     store: Store,  # where to look
-    run_id: str,  # a run, uploaded or not
+    run_id: str,  # a run, uploaded or not; empty: none
 ) -> pd.DataFrame:  # file, kB, sha256 (its first 16 digits); no rows if the run is not uploaded
     "The files of an uploaded run."
-    complete = key_of('runs', run_id, MANIFEST) in store.list(key_of('runs', run_id))
+    complete = bool(run_id) and key_of('runs', run_id, MANIFEST) in store.list(key_of('runs', run_id))
     files = read_manifest(store, run_id)[0]['files'] if complete else {}
     rows = [(name, fact['bytes'] / 1000, fact['sha256'][:16]) for name, fact in files.items()]
     return pd.DataFrame(rows, columns=['file', 'kB', 'sha256 (start)'])

@@ -86,7 +86,27 @@ def test_a_database_that_is_not_there(examined, monkeypatch):
 def test_the_store_answers(database, storage, examined):
     states, said, status = examined()
     assert (states['store'], status) == ('ok', 0)
-    assert 'nothing is published yet' in said
+    assert 'the key may write, move and remove; nothing is published yet' in said
+    assert storage.count('POST /object/move') == 1
+    assert storage.objects == {}
+
+
+@pytest.mark.parametrize('request_', ['POST /object/models', 'POST /object/move', 'DELETE'])
+@pytest.mark.fault('a key may read the bucket, but not write to it', sees='`twotower doctor` says what is refused')
+def test_a_store_that_may_only_be_read(database, storage, examined, request_):
+    storage.fail(403, request_, times=9)
+    states, said, status = examined()
+    assert (states['store'], status) == ('missing', 1)
+    assert 'refuses the key' in said
+
+
+@pytest.mark.fault('SUPABASE_URL leads to a server that is no storage', sees='`twotower doctor` says so')
+@pytest.mark.parametrize('how', ['html 200', 'html 404', 'html 403'])
+def test_an_address_that_is_no_storage(database, storage, examined, how):
+    storage.fail(how, times=99)
+    states, said, status = examined()
+    assert (states['store'], status) == ('missing', 1)
+    assert 'SUPABASE_URL' in said
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """Supabase Storage as it is: it refuses, stumbles, forgets to answer, and remembers what is no longer true."""
 
+import dataclasses
 import hashlib
 import os
 import subprocess
 import sys
+import time
 import traceback
 from datetime import UTC, datetime, timedelta
 
@@ -15,8 +17,9 @@ from storage_server import ANON_KEY, PUBLISHABLE_KEY, SECRET_KEY, SERVICE_KEY, R
 
 from twotower.base.errors import OutsideError, SettingError
 from twotower.store.contract import ExistsError, MissingError
+from twotower.store.conversation import storage_url
 from twotower.store.opening import open_store
-from twotower.store.supabase import SupabaseStore, storage_url
+from twotower.store.supabase import SupabaseStore
 
 KEYS = [SECRET_KEY, SERVICE_KEY]
 STUMBLES = [429, 500, 502, 503, 504, 544, 'cut', 'half', 'hang']
@@ -230,11 +233,15 @@ EXPIRED, FOREIGN = legacy_key('service_role', 1.6e9), SERVICE_KEY[:-4] + 'AAAA'
     ],
 )
 @pytest.mark.fault('the key has expired, was revoked or is of another project', sees='which key is refused, and why')
-def test_a_refused_key_is_explained_and_not_shown(server, file, tmp_path, pauses, key, said):
+@pytest.mark.parametrize('gateway', [True, False])
+def test_a_refused_key_is_explained_and_not_shown(server, file, tmp_path, pauses, key, said, gateway):
+    server.gateway = gateway
+    said = said if gateway else '"exp"|signature|Invalid'
     store = SupabaseStore(server.url, key, 'models', sleep=pauses.append)
     for use in (
         lambda: store.put('k', file('1'), create_only=True),
         lambda: store.put('k', file('1'), create_only=False),
+        lambda: store.put('k', file(bytes(90_000)), create_only=True),
         lambda: store.get('k', tmp_path / 'out'),
         lambda: store.read('k'),
         lambda: store.list(''),
@@ -248,7 +255,12 @@ def test_a_refused_key_is_explained_and_not_shown(server, file, tmp_path, pauses
 
 def test_a_bucket_that_is_not_there_is_explained(server, file):
     store = SupabaseStore(server.url, SECRET_KEY, 'modles', sleep=lambda _: None)
-    for use in (lambda: store.put('k', file('1'), create_only=True), lambda: store.read('k')):
+    for use in (
+        lambda: store.put('k', file('1'), create_only=True),
+        lambda: store.put('k', file('1'), create_only=False),
+        lambda: store.read('k'),
+        lambda: store.list('two_tower/activations'),
+    ):
         with pytest.raises(SettingError, match=r'bucket modles of .* does not exist: create it .private., or name'):
             use()
 
@@ -327,8 +339,10 @@ def test_a_pause_that_is_asked_for_is_made_before_a_download_too(server, store, 
 @pytest.mark.fault('an object is created, but the answer is lost', sees='nothing: the object is known as our own')
 def test_an_object_whose_answer_was_lost_is_our_own(server, store, file, how):
     server.fail(how, 'POST /object/models')
+    server.fail(how, 'POST /object/move')
     store.put('seq/1', file('mine'), create_only=True)
-    assert server.count('POST /object/models/seq/1') == 2
+    assert (server.count('POST /object/models/'), server.count('POST /object/move')) == (2, 1)
+    assert list(server.objects) == ['seq/1']
     with pytest.raises(ExistsError):
         store.put('seq/1', file('mine'), create_only=True)  # the same content is not the same upload
 
@@ -337,22 +351,102 @@ def test_an_object_whose_answer_was_lost_is_our_own(server, store, file, how):
 def test_an_object_of_somebody_else_is_not_our_own(server, store, file, tmp_path):
     other = SupabaseStore(server.url, SECRET_KEY, 'models', sleep=lambda _: None)
     (tmp_path / 'same').write_text('the same')
-    server.fail(lambda: other.put('seq/1', tmp_path / 'same', create_only=True), 'POST /object/models')
-    server.fail('cut', 'POST /object/models/seq/1')  # the other one's first attempt
-    server.fail(502, 'POST /object/models/seq/1')
+    server.fail(lambda: other.put('seq/1', tmp_path / 'same', create_only=True), 'POST /object/move')
+    server.fail('cut', 'POST /object/move')  # the other one's first attempt
+    server.fail(502, 'POST /object/move')
     with pytest.raises(ExistsError, match='seq/1 is already in'):
         store.put('seq/1', file('the same'), create_only=True)
+    assert list(server.objects) == ['seq/1']  # the draft of the one who lost is gone
 
 
 def test_a_large_object_that_exists_is_not_sent_again(server, store, file):
     path = file(bytes(1_200_000))
     store.put('big', path, create_only=True)
-    server.fail('lost', 'POST /object/models/lost')
+    server.fail('lost', 'POST /object/move')
     store.put('lost', path, create_only=True)  # the second attempt finds it there, as its own
     for key in ('big', 'lost'):
         with pytest.raises(ExistsError):
             store.put(key, path, create_only=True)
-        assert server.count(f'POST /object/models/{key}') == 1
+    assert server.count('POST /object/models/') == 2
+
+
+@pytest.mark.fault('a run is uploaded again, after a kill or by mistake', sees='nothing: it is looked for, not sent')
+@pytest.mark.parametrize('size', [1, 21_000, 706_000, 5_000_000])
+def test_a_repeat_runs_into_no_time_out(server, store, file, pauses, size):
+    path = file(bytes(size))
+    store.put('run/x', path, create_only=True)
+    before = server.count('POST /object/models/')
+    for _ in range(3):
+        with pytest.raises(ExistsError):
+            store.put('run/x', path, create_only=True)
+        assert store.list('run') == {'run/x': size}
+    assert server.count('POST /object/models/') - before == (3 if size == 1 else 0)
+    assert pauses == []  # no request ran into its time-out
+
+
+def test_after_an_early_refusal_a_connection_is_of_no_use(server):
+    "What the real one does to a client that sends what is there: the reason for looking first."
+    body = {'file': ('k', bytes(706_000), 'text/plain')}
+    headers = {'apikey': SECRET_KEY, 'Authorization': f'Bearer {SECRET_KEY}'}
+    with httpx.Client(headers=headers, timeout=0.5, base_url=storage_url(server.url)) as client:
+        assert client.post('object/models/k', files=body).status_code == 200
+        refused = client.post('object/models/k', files=body)
+        assert (refused.status_code, refused.json()['statusCode']) == (400, '409')
+        with pytest.raises(httpx.ReadTimeout):
+            client.post('object/list/models', json={'prefix': ''})
+
+
+@pytest.mark.fault('a file is larger than the bucket allows', sees='the limit, before anything is sent')
+def test_a_file_above_the_limit_of_the_bucket_is_not_sent(server, store, file):
+    server.bucket_limit = 30_000
+    for create_only in (True, False):
+        with pytest.raises(OutsideError, match=r'k is too large for .* 30001 bytes, must be at most 30000.*raise'):
+            store.put('k', file(bytes(30_001)), create_only)
+    store.put('k', file(bytes(30_000)), create_only=True)
+    assert server.count('POST /object/models/') == 1
+
+
+@pytest.mark.fault('a gateway answers one request with a page of HTML, or cuts an answer short', sees='nothing')
+@pytest.mark.parametrize('how', ['html 401', 'html 403', 'html 404', 'html 200', 'json cut'])
+def test_one_stray_answer_means_nothing(server, store, file, tmp_path, how):
+    for request in ('POST /object/models', 'POST /object/move', 'GET /object', 'POST /object/list', 'DELETE'):
+        server.fail(how, request)
+    everything(store, file, tmp_path)
+    assert not any(fault.left for fault in server.faults)
+
+
+def test_two_stray_answers_in_a_row_are_told(server, store):
+    for how, says in [('html 403', 'a page that is not of the storage service'), ('html 200', 'not understood')]:
+        server.fail(how, times=2)
+        with pytest.raises((SettingError, OutsideError), match=says):
+            store.list('')
+
+
+def test_a_url_that_is_no_storage_is_told(server, store, file, monkeypatch):
+    for answer in ({'message': 'Not Found'}, {'error': 'no such page'}):
+        monkeypatch.setattr(server.http.RequestHandlerClass, 'serve', lambda self, a=answer: self.answer_json(404, a))
+        for use in (lambda: store.read('k'), lambda: store.list(''), lambda: store.put('k', file(''), True)):
+            with pytest.raises(SettingError, match='SUPABASE_URL does not lead to a storage service'):
+                use()
+
+
+def test_a_download_that_is_larger_than_it_says_is_ended(server, store, file, tmp_path):
+    store.put('k', file(bytes(100)), create_only=True)
+    endless = b'x' * 40_000_000
+    server.fail(lambda: setattr(server.objects['k'], 'content', endless), 'GET /object/models/k')
+    store = SupabaseStore(server.url, SECRET_KEY, 'models', attempts=1)
+    with pytest.raises(OutsideError, match=r'k came damaged .*must be'):
+        store.get('k', tmp_path / 'out')
+    with pytest.raises(OutsideError, match='40000000 bytes, must be at most'):
+        store.read('k')
+
+
+def test_drafts_of_killed_processes_are_swept_after_a_day(server, store, file):
+    store.put('k', file('1'), create_only=True)
+    for name, age in [('old', 90_000), ('new', 3600)]:
+        server.objects[f'.drafts/{name}'] = dataclasses.replace(server.objects['k'], created=time.time() - age)
+    assert (store.list(''), store.sweep(), store.sweep()) == ({'k': 1}, 1, 0)
+    assert sorted(server.objects) == ['.drafts/new', 'k']
 
 
 # what arrives is not what was put
@@ -402,7 +496,7 @@ def test_an_answer_that_makes_no_sense(server, store, file, monkeypatch):
     for use in (lambda: store.put('k', file('1'), create_only=True), lambda: store.list('')):
         with pytest.raises(OutsideError, match=r'gave an answer that is not understood: \w+; see that'):
             use()
-    assert len(server.requests) == 2  # nothing is asked twice
+    assert len(server.requests) == 4  # once more, since a gateway may have stumbled, and no oftener
 
 
 def test_an_answer_whose_compression_is_broken_is_asked_for_again(server, store, file, monkeypatch):

@@ -177,11 +177,10 @@ def check_database() -> Iterator[Finding]:
 
 # %% ../../nbs/operations/doctor.ipynb #6a7f1b52
 def check_store() -> Iterator[Finding]:
-    "Check that the key of the store is of the right kind, and that the bucket answers."
-    from twotower.store.contract import MissingError
+    "Check that the key of the store may do what publishing needs, and that the bucket answers."
     from twotower.store.local import LocalStore
-    from twotower.store.opening import open_store
-    from twotower.store.records import key_of
+    from twotower.store.opening import open_store, try_out
+    from twotower.store.records import active
 
     store = open_store(attempts=2, timeout=15)
     if isinstance(store, LocalStore):
@@ -189,12 +188,10 @@ def check_store() -> Iterator[Finding]:
         todo = '' if fits else 'let this user write there, or name another in settings.ini (local_store)'
         yield Finding('store', 'ok' if fits else 'missing', f'{store} (SUPABASE_URL is not set)', todo)
         return
-    try:
-        store.read(key_of('latest', 'manifest.json'))
-        said = 'a model is active'
-    except MissingError:
-        said = 'nothing is published yet'
-    yield Finding('store', 'ok', f'{store}: the key is a service key and is admitted; {said}')
+    try_out(store)
+    now = active(store)
+    said = f'run {now["run_id"]} is active' if now else 'nothing is published yet'
+    yield Finding('store', 'ok', f'{store}: the key may write, move and remove; {said}')
 
 # %% ../../nbs/operations/doctor.ipynb #d11c204e
 def check_secrets() -> Iterator[Finding]:

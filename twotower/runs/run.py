@@ -202,6 +202,8 @@ def blessed(
         reasons = '; '.join(verdict.get('reasons', []))
         raise GateError(f'{metrics} says {verdict.get("verdict")!r}: {reasons}: train a better model in a new run')
     judged = verdict.get('files', {})
+    if not isinstance(judged, dict):
+        raise GateError(f'{metrics} is damaged: files must be hashes by name; run 03_eval again')
     for name in MODEL_FILES:
         if name not in (*FIRST_FILES, *judged) and not (model / name).exists():
             continue  # made before there was such a file

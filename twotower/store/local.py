@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..base.errors import OutsideError, disk_advice
 from ..base.files import atomic_file, beside, fsync, remove_drafts
-from .contract import ExistsError, MissingError, Store, check_key
+from .contract import SMALL, ExistsError, MissingError, Store, check_key, too_large
 
 # %% ../../nbs/store/local.ipynb #d8bc2451
 def _make_folder(path: Path) -> None:
@@ -61,6 +61,27 @@ def _sizes(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
             if path.is_file():
                 yield path.relative_to(folder).as_posix(), path.stat().st_size
 
+# %% ../../nbs/store/local.ipynb #6a4747c3
+def _sweep(folder: Path) -> int:
+    "Remove the drafts of killed processes; how many."
+    return sum(len(remove_drafts(each)) for each in [folder, *(p for p in folder.rglob('[!.]*') if p.is_dir())])
+
+
+def _small(path: Path, key: str, place: object) -> bytes:
+    "The content of a file that is small enough for a record."
+    if (size := path.stat().st_size) > SMALL:
+        raise too_large(key, size, SMALL, str(place))
+    return path.read_bytes()
+
+
+def _unlink(paths: list[Path]) -> None:
+    "Remove files, for good, and the drafts beside them."
+    for path in paths:
+        path.unlink(missing_ok=True)
+    for folder in sorted({path.parent for path in paths if path.parent.is_dir()}):
+        remove_drafts(folder)
+        fsync(folder)
+
 # %% ../../nbs/store/local.ipynb #4954772d
 class LocalStore:
     "A folder with the layout of the bucket."
@@ -92,23 +113,25 @@ class LocalStore:
 
     def read(self, key: str) -> bytes:
         with _plainly(key, self):
-            return self._find(key).read_bytes()
+            return _small(self._find(key), key, self)
 
     def list(self, prefix: str) -> dict[str, int]:
         with _plainly(prefix or 'everything', self):
             return dict(sorted(_sizes(self.folder, check_key(prefix) if prefix else '')))
 
     def delete(self, keys: Iterable[str]) -> None:
-        paths = [self.folder / check_key(key) for key in keys]
         with _plainly('what was to be deleted', self):
-            for path in paths:
-                path.unlink(missing_ok=True)
-            for folder in sorted({path.parent for path in paths if path.parent.is_dir()}):
-                remove_drafts(folder)
-                fsync(folder)
+            _unlink([self.folder / check_key(key) for key in keys])
 
     def clock(self) -> datetime:
         return datetime.now(UTC)
+
+    def limit(self) -> int | None:
+        return None
+
+    def sweep(self) -> int:
+        with _plainly('what was left over', self):
+            return _sweep(self.folder)
 
     def _find(self, key: str) -> Path:
         path = self.folder / check_key(key)
@@ -154,6 +177,12 @@ class Rehearsal:
 
     def clock(self) -> datetime:
         return self.store.clock()
+
+    def limit(self) -> int | None:
+        return self.store.limit()
+
+    def sweep(self) -> int:
+        return 0
 
     def _layer(self, key: str) -> Store:
         if key in self.deleted:

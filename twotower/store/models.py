@@ -18,11 +18,19 @@ from ..base.errors import GateError, InputError, OutsideError, SettingError, dis
 from ..base.files import atomic_folder, one_writer, point, read_json, sha256, write_json
 from ..base.progress import progress
 from ..runs.run import ONNX, PT, Run, blessed, files_of
-from .contract import ExistsError, MissingError, Store
+from .contract import ExistsError, MissingError, Store, too_large
 from twotower.store.records import (
-    ACTIVATION_KEYS, MANIFEST, METRICS, active, append, by_store_clock, check_file, dated, download_run, key_of, parse,
-    put_same, read_activation, read_manifest,
+    MANIFEST, METRICS, ActivationRecord, active, append, by_store_clock, check_file, check_listed, check_run, dated,
+    download_run, key_of, parse, put_same, read_activation, read_manifest,
 )  # fmt: skip
+
+# %% ../../nbs/store/models.ipynb #c187db62
+def _check_sizes(store: Store, files: dict[str, dict]) -> None:
+    "Refuse files that are larger than the store accepts."
+    most = store.limit()
+    for name, fact in files.items():
+        if most is not None and fact['bytes'] > most:
+            raise too_large(name, fact['bytes'], most, str(store))
 
 # %% ../../nbs/store/models.ipynb #879277a2
 def upload(
@@ -41,12 +49,13 @@ def upload(
                     f'{path} is missing: only a whole and judged run is published; run 02_train and 03_eval first'
                 )
             shutil.copyfile(path, copy / path.name)
-        blessed(copy, copy / METRICS)
+        check_run(blessed(copy, copy / METRICS), run.id)
         names.append(METRICS)
         files = {name: {'bytes': (copy / name).stat().st_size, 'sha256': sha256(copy / name)} for name in names}
         created = by_store_clock(store, read_json(run.path / 'run.json')['created_at'])
         manifest = {'schema_version': 1, 'run_id': run.id, 'created_at': created, 'files': files}
         write_json(copy / MANIFEST, manifest)
+        _check_sizes(store, files)
         for name in progress(names, 'files uploaded'):
             put_same(store, key_of('runs', run.id, name), copy / name)
         try:
@@ -69,6 +78,7 @@ def mirror(
     while True:
         now = active(store)
         manifest, _ = read_manifest(store, now['run_id'], now['manifest_sha256'])
+        check_listed(store, manifest)
         home = key_of('runs', now['run_id'])
         with tempfile.TemporaryDirectory() as scratch:
             for name in (ONNX, PT):
@@ -82,7 +92,12 @@ def mirror(
 
 # %% ../../nbs/store/models.ipynb #a26e4da7
 def _confirm(store: Store, made: dict, before: dict | None) -> None:
-    "Take back an activation of a run that was pruned while it was activated."
+    "Take back an activation of a run that was pruned while it was activated; it must still be there as it was written."
+    if (there := read_activation(store, made['seq'])) != made:
+        raise OutsideError(
+            f'activation {made["seq"]} of run {made["run_id"]} was overwritten, and is of run {there["run_id"]} now: '
+            'update the other publishers, whose release may be older, and activate again'
+        )
     if before is None or key_of('runs', made['run_id'], MANIFEST) in store.list(key_of('runs', made['run_id'])):
         return
     with suppress(ExistsError):  # somebody else has activated another one
@@ -130,7 +145,7 @@ def _mirrored(store: Store) -> int:
     "The number of the activation in the mirror, 0 without a mirror."
     key = key_of('latest', MANIFEST)
     try:
-        return parse(store.read(key), ACTIVATION_KEYS, key)['seq']
+        return parse(store.read(key), ActivationRecord, key)['seq']
     except MissingError:
         return 0
 
@@ -175,13 +190,21 @@ def _one_fetch(folder: Path) -> Iterator[None]:
         raise OutsideError(f'{folder} could not be written: {disk_advice(error)}') from error
 
 
-def _refuse_old(folder: Path, now: dict, where: str) -> None:
-    "Refuse an activation that is not the one seen last in `folder`, nor a later one."
+def _refuse_old(store: Store, folder: Path, now: dict) -> None:
+    "Refuse an activation that is not the one seen last in `folder`, nor a later one; what was seen must be as it was."
     seen = read_json(folder / SEEN) if (folder / SEEN).exists() else {'seq': 0, 'run_id': None}
-    if now['seq'] < seen['seq'] or (now['seq'] == seen['seq'] and now['run_id'] != seen['run_id']):
+    had = f'but {folder} has seen {seen["seq"]} (run {seen["run_id"]})'
+    if now['seq'] > seen['seq'] > 0:
+        try:
+            offered = read_activation(store, seen['seq'])
+        except MissingError as error:
+            raise GateError(f'{error}, {had}: another store; set allow_older to accept it') from error
+    else:
+        offered = now
+    if now['seq'] < seen['seq'] or (seen['seq'] and any(offered.get(name) != value for name, value in seen.items())):
         raise GateError(
-            f'{where} offers activation {now["seq"]} (run {now["run_id"]}), but {folder} has seen '
-            f'{seen["seq"]} (run {seen["run_id"]}): a stale answer, or another store; set allow_older to accept it'
+            f'{store} offers activation {offered["seq"]} (run {offered["run_id"]}), {had}: a stale answer, '
+            'another store, or an activation that was overwritten; set allow_older to accept it'
         )
 
 
@@ -204,7 +227,7 @@ def fetch(
         if not now:
             raise InputError(f'no model is active in {store}: upload and activate one')
         if not allow_older:
-            _refuse_old(folder, now, str(store))
+            _refuse_old(store, folder, now)
         target, expected = folder / now['run_id'], now['manifest_sha256']
         if dry_run:
             with tempfile.TemporaryDirectory() as scratch:

@@ -19,7 +19,7 @@ from ..base.files import sha256
 from ..runs.run import ONNX, PT
 from .contract import MissingError, Store
 from twotower.store.records import (
-    MANIFEST, MANIFEST_KEYS, activations, active, dated, key_of, parse, put_same, read_activation, read_manifest,
+    MANIFEST, ManifestRecord, activations, active, dated, key_of, parse, put_same, read_activation, read_manifest,
 )  # fmt: skip
 
 # %% ../../nbs/store/pruning.ipynb #7e17109b
@@ -71,7 +71,7 @@ def _remove(store: Store, run_id: str, keep: int) -> bool:
             if run_id in _pointed(store, keep):
                 _give_back(store, run_id)
                 return False
-            manifest = parse(store.read(aside), MANIFEST_KEYS, aside)
+            manifest = parse(store.read(aside), ManifestRecord, aside)
             for name in (ONNX, PT):
                 with suppress(MissingError):
                     store.get(dated(name, manifest), there)
@@ -88,6 +88,7 @@ def prune(
     "Remove the runs that are neither active, nor within reach of a rollback, nor among the newest."
     if keep < 1:
         raise SettingError(f'keep is {keep}, must be 1 or more')
+    store.sweep()
     now, files = active(store), list_runs(store)
     if now is None:
         return []
