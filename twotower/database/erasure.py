@@ -10,7 +10,7 @@ import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..base.tables import USER, VIDEO, as_uuids
+from ..base.tables import as_uuids
 from .changes import opinions
 from .connections import transaction
 from .schema import check_schema

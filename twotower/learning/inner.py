@@ -8,7 +8,6 @@ __all__ = ['set_aside', 'Inner', 'inner_part', 'calibration', 'score_inner', 'po
 # %% ../../nbs/learning/inner.ipynb #5b0d5a9e
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd

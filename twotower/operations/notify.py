@@ -6,9 +6,8 @@
 __all__ = ['RESULTS', 'MARKS', 'outcome', 'payload', 'send']
 
 # %% ../../nbs/operations/notify.ipynb #3a1f2513
+from ..base.errors import InputError
 from ..base.inputs import send_json
-
-from ..base.errors import InputError, OutsideError
 
 # %% ../../nbs/operations/notify.ipynb #d6da4039
 RESULTS = ('success', 'failure', 'cancelled', 'skipped')
