@@ -29,7 +29,7 @@ TITLES = {
 
 def notebooks(folder: Path) -> list[Path]:
     "Its notebooks, the stages in their order."
-    return sorted(path for path in folder.glob('*.ipynb') if not path.stem.startswith('index'))
+    return sorted(path for path in folder.glob('*.ipynb') if path.stem not in ('index', 'index_ja'))
 
 
 def picture(language: str = 'en', top: Path = TOP) -> str:
