@@ -163,8 +163,9 @@ def secrets_command(
     known, folder = known_secrets(), folder or installation().outputs
     if not folder.exists():
         raise InputError(f'{folder} does not exist: name the folder that is to be searched')
-    if found := search(folder, needles(known)):
-        raise leak(found, folder)
+    look = needles(known)
+    if found := search(folder, look):
+        raise leak(found, folder, look=look)
     names = ', '.join(sorted({name for name, _ in known})) or 'no variable that holds one is set'
     typer.echo(f'no secret in {folder} ({names})')
 

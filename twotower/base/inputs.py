@@ -16,6 +16,7 @@ from glob import glob, has_magic
 from itertools import chain, count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import unquote, unquote_plus
 
 from .errors import InputError, OutsideError, SettingError, TwotowerError
 from .settings import project_root
@@ -50,22 +51,40 @@ def _far(address: str | Path) -> Iterator[tuple[Any, str]]:
 
 # %% ../../nbs/base/inputs.ipynb #636c7f07
 _SECRET = re.compile(
-    r'(^|[-_.])(sig|pwd|auth|jwt|code)($|[-_.])|^key$|signature|token|secret|passw|credential|(api|access)[-_]?key',
+    r'(^|[-_.])(sig|pwd|pw|pass|pat|auth|jwt|code)($|[-_.])|^key$|signature|token|secret|passw|passphrase|credential|(api|access)[-_]?key',
     re.I,
 )
+_DSN = re.compile(
+    r'(?:^|[\s;,])(?:ssl|pg)?(?:password|pwd)\s*=\s*[^\s;,]', re.I
+)  # host=… password=…, as libpq and others read it
+_PORT = re.compile(r'(\[[^\]]*\]|[^:]*):(\d{0,5}|\d+(,[^:]*:\d+)+)')
 
 
+def _holds_password(scheme: str, rest: str) -> bool:
+    "Whether there is a password before the last `@`; one that is not escaped may hold `/`, `?`, `#` and `@` itself."
+    host = re.split('[/?#]', rest, maxsplit=1)[0]
+    user, at, _ = host.rpartition('@')
+    if at:
+        return bool(user.partition(':')[2]) or scheme.lower() in ('http', 'https')
+    of_database = scheme.lower().startswith(('postgres', 'mysql', 'redis', 'amqp', 'mongodb'))
+    return '@' in rest and ':' in host and (of_database or not _PORT.fullmatch(host))
+
+# %% ../../nbs/base/inputs.ipynb #b59af2c5
 def without_credentials(
-    address: str,  # of an input
+    address: str,  # of an input, or any other parameter
     where: str,  # what to call it in the error, which does not repeat it
 ) -> str:  # the same
-    "Refuse an address that carries a password or a signature."
-    parts = ['a password'] if re.search('^https?://[^/?#]+@|://[^/?#@]*:[^/?#@]+@', address) else []
-    parts += [name for name in re.findall('[?&;]([^?&;=]+)=', address) if _SECRET.search(name)]
-    if is_url(address) and parts:
+    "Refuse an address or a connection string that carries a password or a signature."
+    forms, parts = {address, unquote(address), unquote_plus(unquote(address))}, []
+    addresses = [found.groups() for form in forms for found in re.finditer(r'([\w+.-]+)://(?=(.*))', form)]
+    if any(map(_DSN.search, forms)) or any(_holds_password(*found) for found in addresses):
+        parts.append('a password')
+    names = [name for form in forms for name in re.findall('[?&;#]([^?&;#=]+)=', form) if is_url(form)]
+    parts += sorted({name for name in names if _SECRET.search(name)})
+    if parts:
         raise SettingError(
             f'{where} holds {", ".join(parts)}, and addresses are printed in reports: change it, since it may have been read, '
-            'and leave it to the environment or the settings of the storage'
+            'and leave it to the environment (PGPASSWORD) or the settings of the storage'
         )
     return address
 

@@ -105,7 +105,7 @@ def _keep(content: dict, run: Run, target: Path, folder: Path, since: float) -> 
         found = [(run.path / path.relative_to(folder), name) for path, name in search(draft.parent, look)]
         written, older = _cleared(run, look, since)
         if found or written:
-            content = _withheld(target.stem, leak({*found, *written}, run.path, older))
+            content = _withheld(target.stem, leak({*found, *written}, run.path, older, look))
     write_json(target, content)
     render(target, target.with_suffix('.html'))
     return content
