@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from ..base.files import atomic_file, read_json, write_json
+from ..base.machine import socket_place
 from .plan import Stage
 from ..runs.run import Run
 
@@ -124,7 +125,7 @@ def execute(
 
     logging.getLogger('papermill').setLevel(logging.CRITICAL)
     target = run.reports / f'{stage.name}.ipynb'
-    with tempfile.TemporaryDirectory(prefix='twotower-') as name, ThreadPoolExecutor(1) as pool:
+    with tempfile.TemporaryDirectory(prefix='twotower-', dir=socket_place()) as name, ThreadPoolExecutor(1) as pool:
         folder, started, since = Path(name), [], time.time()
         draft = folder / target.name
         future = pool.submit(
