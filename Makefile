@@ -4,6 +4,7 @@
 # make readme  write README.md and README.ja.md from their notebooks, FAULTS.md from the tests, SETTINGS.md and PARAMETERS.md from the classes of settings
 # make docs    the notebooks with the results of their last run as a site, _site/index.html, with its links checked
 # make ci      all that must hold before a change lands
+# make lowest  install the lowest versions that pyproject.toml allows into .lowest, and import every module
 # make clean   remove the virtual environment and caches; data/ and outputs/ stay
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(firstword $(shell cat pyproject.toml constraints.txt | cksum))
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 
-.PHONY: help install demo test lab readme docs ci clean
+.PHONY: help install demo test lab readme docs ci lowest clean
 .SILENT:
 
 help:
@@ -54,6 +55,12 @@ docs: install
 	cp _ran/site/README.html _ran/site/index.html
 	rm -rf _site && mv _ran/site _site
 	echo '_site/index.html'
+
+lowest:
+	$(PYTHON) -m venv .lowest
+	.lowest/bin/python .ci/lowest.py > .lowest/constraints.txt
+	.lowest/bin/python -m pip install -q -c .lowest/constraints.txt .
+	cd .lowest && bin/python -c 'import pkgutil, twotower; [__import__(m.name) for m in pkgutil.walk_packages(twotower.__path__, "twotower.")]'
 
 ci:
 	.ci/run

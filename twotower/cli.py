@@ -8,8 +8,10 @@ __all__ = ['app', 'about', 'run_command', 'summary', 'secrets_command', 'doctor_
 
 # %% ../nbs/cli.ipynb #48a200d9
 import errno
+import shlex
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -18,13 +20,15 @@ import typer
 import twotower
 from .base.errors import InputError, SettingError, TwotowerError, disk_advice
 from .base.files import read_json
-from .base.settings import installation
+from .base.settings import installation, project_file
+from .base.words import plain
 from .operations.completion import parameter_names, profile_names, run_ids, stage_names
 from .operations.execute import run_chain
 from .operations.plan import chain, named_values, plan
 from .operations.summary import summary_lines
 from .operations.workflow import runner_app
-from .runs.run import Run, create_run, find_run
+from .runs.parameters import declared
+from .runs.run import Run, create_run, find_run, stage_name
 
 # %% ../nbs/cli.ipynb #96e717cd
 _EXAMPLES = """
@@ -55,19 +59,33 @@ def about(
     "Learn from star reviews, judge, export to ONNX, and reflect into the database only what passes."
 
 # %% ../nbs/cli.ipynb #6b466327
-def _open(run_id: str | None, resume: bool) -> Run:
-    "Open the run to go on with, or make a new one."
-    if resume:
-        return find_run(run_id or 'newest')
-    run = create_run(run_id or 'auto')
-    if read_json(run.path / 'run.json')['stages']:
-        raise SettingError(f'run {run.id} exists: go on with --from STAGE, or choose another --run-id')
-    return run
+@dataclass(frozen=True)
+class _Asked:
+    "What somebody has typed after `twotower run`."
 
+    profile: str
+    names: list[str]  # the stages
+    last: str | None
+    given: dict[str, str]  # of -p
 
-def _way_on(profile: str, run: Run, stage: str) -> str:
-    "What to type to go on from a stage."
-    return f'go on with: twotower run {profile} --run-id {run.id} --from {stage}'
+    def way_on(self, run: Run, stage: str) -> str:
+        "What to type to go on from a stage: the same again, with those -p that the rest of the chain has."
+        rest = self.names[self.names.index(stage) :]
+        kept = {k: v for k, v in self.given.items() if any(k in declared(project_file(f'nbs/{n}.ipynb')) for n in rest)}
+        words = ['twotower', 'run', self.profile, '--run-id', run.id, '--from', stage]
+        words += ['--to', self.last] * bool(self.last) + [w for k, v in kept.items() for w in ('-p', f'{k}={v}')]
+        return f'go on with: {shlex.join(words)}'
+
+    def open(self, run_id: str | None, resume: bool) -> Run:
+        "Open the run to go on with, or make a new one."
+        if resume:
+            return find_run(run_id or 'newest')
+        run = create_run(run_id or 'auto')
+        if done := read_json(run.path / 'run.json')['stages']:
+            left = [name for name in self.names if name not in map(stage_name, done)]
+            way = f'{self.way_on(run, left[0])}\n' if left else 'go on with --from STAGE, '
+            raise SettingError(f'run {run.id} exists: {way}or choose another --run-id')
+        return run
 
 # %% ../nbs/cli.ipynb #f51a26e5
 @app.command('run')
@@ -100,20 +118,21 @@ def run_command(
     """
     names, given = chain(profile, first, last), named_values(param)
     plan(profile, names, given, 'checked before a run is made')
-    run = _open(run_id, resume=first is not None)
+    asked = _Asked(profile, names, last, given)
+    run = asked.open(run_id, resume=first is not None)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     typer.echo(f'run {run.id}, profile {profile}')
     try:
         failed = run_chain(plan(profile, names, given, run.id), run)
     except KeyboardInterrupt as stop:
         stage = next(iter(stop.args), names[0])
-        typer.echo(f'interrupted; {_way_on(profile, run, stage)}', err=True)
+        typer.echo(f'interrupted; {asked.way_on(run, stage)}', err=True)
         raise typer.Exit(130) from None
     if failed:
         stage, error = failed
-        typer.echo(f'error: {stage}: {error}', err=True)
+        typer.echo(f'error: {stage}: {plain(error)}', err=True)
         typer.echo(f'report: {run.reports / stage}.html', err=True)
-        typer.echo(_way_on(profile, run, stage), err=True)
+        typer.echo(asked.way_on(run, stage), err=True)
         raise typer.Exit(1)
     typer.echo('\n' + '\n'.join(summary_lines(run)))
 
@@ -144,8 +163,9 @@ def secrets_command(
     known, folder = known_secrets(), folder or installation().outputs
     if not folder.exists():
         raise InputError(f'{folder} does not exist: name the folder that is to be searched')
-    if found := search(folder, needles(known)):
-        raise leak(found, folder)
+    look = needles(known)
+    if found := search(folder, look):
+        raise leak(found, folder, look=look)
     names = ', '.join(sorted({name for name, _ in known})) or 'no variable that holds one is set'
     typer.echo(f'no secret in {folder} ({names})')
 
@@ -263,10 +283,10 @@ def main() -> None:
     try:
         app(prog_name='twotower')
     except TwotowerError as error:
-        typer.echo(f'error: {error}', err=True)
+        typer.echo(f'error: {plain(error)}', err=True)
         sys.exit(1)
     except OSError as error:
         if not error.filename and error.errno != errno.ENOSPC:  # nothing about a file
             raise
-        typer.echo(f'error: {disk_advice(error)}', err=True)
+        typer.echo(f'error: {plain(disk_advice(error))}', err=True)
         sys.exit(1)

@@ -186,7 +186,7 @@ def test_an_interrupt_ends_the_kernel_and_keeps_the_report(project, number):
     os.killpg(process.pid, number)  # as a terminal does: to all that is in the foreground
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err == 'interrupted; go on with: twotower run toy --run-id r1 --from 02_train\n'
+    assert err == 'interrupted; go on with: twotower run toy --run-id r1 --from 02_train -p how=sleep\n'
     assert out.splitlines()[-1].endswith('interrupted')
     assert psutil.wait_procs(family, timeout=5)[1] == []
     assert 'KeyboardInterrupt' in (run / 'reports' / '02_train.html').read_text()

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..base.errors import InputError
-from ..base.inputs import is_there, open_input
+from ..base.inputs import must_be_there, open_input
 
 # %% ../../nbs/data/columns.ipynb #d79a7ba2
 @dataclass(frozen=True)
@@ -80,10 +80,7 @@ def read_header(
     columns: tuple[Column, ...],  # what it must have
 ) -> tuple[list[str], dict[str, str | None]]:  # the names in the file; for each column the name it has there
     "Find the columns of a source in the header of a file."
-    if not is_there(path):
-        raise InputError(
-            f'{path} does not exist: correct the parameter that names it, or load a first one with twotower movielens'
-        )
+    must_be_there(path)
     header = column_names(path)
     if not any(header):
         raise InputError(f'{path} is empty: its first line must name the columns')

@@ -26,6 +26,7 @@ from psycopg.conninfo import make_conninfo
 
 from ..base.errors import OutsideError, SettingError
 from ..base.files import beside
+from ..base.machine import socket_place
 
 # %% ../../nbs/database/embedded.ipynb #6f7128ba
 def _programs() -> Path:
@@ -75,7 +76,7 @@ def _socket_folder(data: Path) -> Path:
     if len(os.fsencode(data)) <= 80 and ',' not in str(data):
         return data
     name = hashlib.sha256(f'{os.geteuid()} {data}'.encode()).hexdigest()[:16]
-    link = Path(tempfile.gettempdir()) / f'twotower-{name}'
+    link = socket_place() / f'twotower-{name}'
     if not link.is_symlink():
         draft = beside(link)
         draft.symlink_to(data)

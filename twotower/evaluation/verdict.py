@@ -7,8 +7,6 @@ __all__ = ['in_words', 'verdict_box', 'plot_scores', 'plot_trend', 'plot_attenti
            'calibration_in_words', 'checks_frame']
 
 # %% ../../nbs/evaluation/verdict.ipynb #d32abd86
-import html as html_text
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -16,6 +14,7 @@ from IPython.display import HTML
 from matplotlib.axes import Axes
 
 from ..base.plots import BLUE, GREEN, GREY, ORANGE, RED
+from ..base.words import escape
 from ..runs.pages import STATE_COLOURS, box
 
 # %% ../../nbs/evaluation/verdict.ipynb #cd9c849b
@@ -46,13 +45,13 @@ def verdict_box(
     word, kind = ('PASS', 'good') if verdict['verdict'] == 'pass' else ('FAIL', 'bad')
 
     def listed(title: str, lines: list[str]) -> str:
-        entries = ''.join(f'<li>{html_text.escape(line)}</li>' for line in lines)
+        entries = ''.join(f'<li>{escape(line)}</li>' for line in lines)
         return f'<p style="margin:.7em 0 0"><b>{title}</b></p><ul style="margin:.2em 0">{entries}</ul>' if lines else ''
 
     content = (
         f'<b style="font-size:1.3em;color:{STATE_COLOURS[kind]}">{word}</b> &ensp;'
-        f'run {html_text.escape(verdict["run_id"])} on {verdict["n_users"]:,} users and {verdict["n_items"]:,} videos'
-        f'<p style="margin:.5em 0 0">{html_text.escape(" ".join(in_words(verdict)))}</p>'
+        f'run {escape(verdict["run_id"])} on {verdict["n_users"]:,} users and {verdict["n_items"]:,} videos'
+        f'<p style="margin:.5em 0 0">{escape(" ".join(in_words(verdict)))}</p>'
         f'{listed("It fails because", verdict["reasons"])}{listed("To be noted", verdict["notes"])}'
     )
     return HTML(box(content, kind, alone=True))

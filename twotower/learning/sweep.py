@@ -7,7 +7,6 @@ __all__ = ['combinations', 'sweep', 'ranked', 'as_written', 'keep']
 
 # %% ../../nbs/learning/sweep.ipynb #50a2d893
 import itertools
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import yaml
 from ruamel.yaml import YAML, CommentedMap, RoundTripRepresenter, ScalarNode, YAMLError
 from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
+from ..base.machine import processors
 from ..base.errors import SettingError
 from ..base.files import atomic_file
 from .inner import inner_part, score_inner
@@ -47,7 +47,7 @@ def sweep(
     "Train and judge every combination on the inner part."
     for settings in tries:
         tried = config.but(**settings)
-        torch.set_num_threads(tried.threads or os.cpu_count())
+        torch.set_num_threads(tried.threads or processors())
         began = time.monotonic()
         inner = inner_part(load_prepared(prep, tried).data, tried)
         _, history = fit(

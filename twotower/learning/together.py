@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from scipy import sparse
 
+from ..base.machine import processors
 from ..base.files import read_json, write_json
 from .inner import Inner, inner_part, train
 from .training_set import TrainingSet, load_set, part_of, save_set
@@ -52,7 +53,7 @@ def work(
     settings = read_json(folder / 'settings.json')
     config = TrainSettings(**settings['config'])
     here = int(os.environ.get('LOCAL_WORLD_SIZE', 1))  # workers on this machine, which share its cores
-    torch.set_num_threads(config.threads or max(os.cpu_count() // here, 1))
+    torch.set_num_threads(config.threads or max(processors() // here, 1))
     with joined(config.device) as team:
         rows = [sparse.load_npz(folder / f'{name}.npz') for name in _ROWS]
         data, rest = (load_set(folder / f'{name}.{team.rank}.pt') for name in ('data', 'rest'))

@@ -9,7 +9,6 @@ __all__ = ['INPUTS', 'OUTPUTS', 'SPARSE_INPUTS', 'write_onnx', 'export_onnx', 'o
 # %% ../../nbs/model/export.ipynb #0c11c665
 import copy
 import logging
-import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor, nn
 
+from ..base.machine import processors
 from ..base.errors import InputError
 from ..base.tables import DIMENSION
 from .towers import Tower, TwoTower
@@ -179,7 +179,7 @@ def sparse_embed(
         feed = none | {f'{side}_indices': indices, f'{side}_values': values}
         out[order[start:stop]] = session.run([f'{side}_embedding'], feed)[0]
 
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(workers or processors()) as pool:
         for _ in pool.map(work, bounds[:-1], bounds[1:]):
             pass  # an error in a block is raised here
     return out

@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from ..base.files import atomic_file, read_json, write_json
+from ..base.machine import socket_place
 from .plan import Stage
 from ..runs.run import Run
 
@@ -105,7 +106,7 @@ def _keep(content: dict, run: Run, target: Path, folder: Path, since: float) -> 
         found = [(run.path / path.relative_to(folder), name) for path, name in search(draft.parent, look)]
         written, older = _cleared(run, look, since)
         if found or written:
-            content = _withheld(target.stem, leak({*found, *written}, run.path, older))
+            content = _withheld(target.stem, leak({*found, *written}, run.path, older, look))
     write_json(target, content)
     render(target, target.with_suffix('.html'))
     return content
@@ -124,7 +125,7 @@ def execute(
 
     logging.getLogger('papermill').setLevel(logging.CRITICAL)
     target = run.reports / f'{stage.name}.ipynb'
-    with tempfile.TemporaryDirectory(prefix='twotower-') as name, ThreadPoolExecutor(1) as pool:
+    with tempfile.TemporaryDirectory(prefix='twotower-', dir=socket_place()) as name, ThreadPoolExecutor(1) as pool:
         folder, started, since = Path(name), [], time.time()
         draft = folder / target.name
         future = pool.submit(

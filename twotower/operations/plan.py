@@ -46,12 +46,13 @@ def named_values(
 ) -> dict[str, str]:  # the texts by name
     "Split `name=value` pairs; a malformed pair and a name that is given twice are errors."
     for pair in pairs:
+        without_credentials(pair, option)
         if not pair.partition('=')[1] or not pair.partition('=')[0].isidentifier():
             raise SettingError(f'{option} {pair}: must be name=value')
         if pair.startswith('run_id='):
             raise SettingError(f'{option} run_id=…: the run id is the same for all stages; use --run-id')
-    if len({pair.partition('=')[0] for pair in pairs}) < len(pairs):
-        raise SettingError(f'{option}: a name is given twice in {" ".join(pairs)}')
+    if len(names := [pair.partition('=')[0] for pair in pairs]) > len(set(names)):
+        raise SettingError(f'{option}: a name is given twice: {", ".join(names)}')
     return dict(pair.split('=', 1) for pair in pairs)
 
 # %% ../../nbs/operations/plan.ipynb #38de38fa

@@ -8,6 +8,7 @@ __all__ = ['summary_lines']
 # %% ../../nbs/operations/summary.ipynb #fba64583
 from ..base.files import read_json
 from ..base.tables import PSEUDO, USER
+from ..base.words import one_line
 from ..runs.run import SUMMARY, USER_EMBEDDINGS, Run
 
 # %% ../../nbs/operations/summary.ipynb #c0971b7f
@@ -35,7 +36,12 @@ def _recommendations(run: Run, k: int) -> list[str]:
         found = [(user, recommend(connection, user, k)['title']) for user in users]
     lines = []
     for user, titles in found:
-        lines += ['', f'for {user}, from the database by SQL', *(f'  {i}. {t}' for i, t in enumerate(titles, 1)), '']
+        lines += [
+            '',
+            f'for {one_line(user)}, from the database by SQL',
+            *(f'  {i}. {one_line(t)}' for i, t in enumerate(titles, 1)),
+            '',
+        ]
     return lines
 
 # %% ../../nbs/operations/summary.ipynb #2d45c28e

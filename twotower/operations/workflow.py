@@ -20,6 +20,7 @@ import typer
 from ..base.errors import InputError, OutsideError, SettingError
 from ..base.files import atomic_file, atomic_folder, read_json, write_json
 from ..base.settings import Environment, environment, installation, project_root
+from ..base.words import plain
 from ..runs.run import Run, find_run
 from ..store.contract import MissingError, Store
 from ..store.opening import open_store
@@ -135,7 +136,7 @@ def escaped(
 ) -> str:  # one line of Markdown that shows it, also within a table
     "Escape a text, so that Markdown shows it as it is."
     special = r'[\\`*_{}\[\]()|~#$!:@<>&=]|^[-+]|(?<!\d)\.|\.(?!\d)'
-    return re.sub(special, r'\\\g<0>', ' '.join(text.split()))
+    return re.sub(special, r'\\\g<0>', ' '.join(plain(text).split()))
 
 # %% ../../nbs/operations/workflow.ipynb #e016ab5c
 def markdown_table(

@@ -16,7 +16,7 @@ import ipywidgets as widgets
 import pandas as pd
 
 from ..base.errors import TwotowerError
-from .html import escape
+from ..base.words import escape
 from .open_run import OpenRun, run_choices
 
 # %% ../../nbs/page/controls.ipynb #e6f9e90d

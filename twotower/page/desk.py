@@ -20,11 +20,12 @@ from IPython.display import display
 
 from ..base.errors import InputError, TwotowerError
 from ..base.tables import VIDEO
+from ..base.words import escape
 from ..database.connections import connect
 from ..database.people import find_live, live_from
 from .controls import MATCHES, SECTIONS, Desk, answers, make_controls, row_of, sentence
 from .embedding_map import embedding_map, map_html
-from .html import CSS, counts_html, escape, list_html
+from .html import CSS, counts_html, list_html
 from twotower.page.lists import (
     attributes_of, compared, dataset_bias, distribution, liked_by, lists_for_all, most_liked, neighbours,
     recommended_to,

@@ -6,7 +6,6 @@
 __all__ = ['Coded', 'coded', 'principal_axes', 'Map', 'embedding_map', 'map_html']
 
 # %% ../../nbs/page/embedding_map.ipynb #f9dac3e2
-import html as html_text
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..base.plots import BLUE, GREEN, GREY, ORANGE, RED
+from ..base.words import escape
 from .open_run import OpenRun
 
 # %% ../../nbs/page/embedding_map.ipynb #7c80739b
@@ -115,7 +115,7 @@ def _legend(chart: Map, styles: dict) -> str:
     entries = []
     for value, (colour, shape) in [*list(styles.items())[1:], ('', styles[''])]:
         sign = f'<svg width="14" height="14" viewBox="-7 -7 14 14" aria-hidden="true"><path d="{shape}" fill="{colour}"/></svg>'
-        name = html_text.escape(value) if value else ('others' if chart.attribute else 'videos')
+        name = escape(value) if value else ('others' if chart.attribute else 'videos')
         entries.append(f'<li style="margin:0">{sign} {name}</li>')
     style = 'display:flex;flex-wrap:wrap;gap:.2em 1.2em;list-style:none;margin:.4em 0;padding:0'
     return f'<ul style="{style}">{"".join(entries)}</ul>'
@@ -135,14 +135,14 @@ def _plane(places: np.ndarray):
 
 def _dots(part: pd.DataFrame, shape: str, at) -> str:
     return ''.join(
-        f'<path d="{shape}" transform="{at(x, y)}"><title>{html_text.escape(title)}</title></path>'
+        f'<path d="{shape}" transform="{at(x, y)}"><title>{escape(title)}</title></path>'
         for x, y, title in zip(part['x'], part['y'], part['title'], strict=True)
     )
 
 
 def _star(name: str, place: str) -> str:
     halo = 'font-size="15" font-weight="600" stroke="#fff" stroke-width="4" paint-order="stroke"'
-    label = f'<text x="15" y="5" {halo}>{html_text.escape(name)}</text>'
+    label = f'<text x="15" y="5" {halo}>{escape(name)}</text>'
     return f'<g transform="{place}"><path d="{_STAR}" fill="#111" stroke="#fff" stroke-width="1.5"/>{label}</g>'
 
 # %% ../../nbs/page/embedding_map.ipynb #34cd8094
@@ -161,6 +161,6 @@ def map_html(
     about = f'{len(chart.points):,} videos' + (f' by {chart.attribute}' if chart.attribute else '')
     about += f'; {", ".join(stars)} marked with a star' if stars else ''
     style = f'width:100%;height:auto;max-width:{_WIDTH}px;background:#fff'
-    box = f'role="img" aria-label="{html_text.escape(f"Map of {about}")}" viewBox="0 0 {_WIDTH} {_HEIGHT}" style="{style}"'
+    box = f'role="img" aria-label="{escape(f"Map of {about}")}" viewBox="0 0 {_WIDTH} {_HEIGHT}" style="{style}"'
     note = f'{len(chart.points):,} videos; the plane holds {chart.explained:.0%} of their differences.'
     return f'{_legend(chart, styles)}<svg {box}>{"".join(parts)}</svg><p style="margin:.3em 0">{note}</p>'

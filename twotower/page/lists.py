@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from scipy import sparse
 
 from ..base.errors import InputError
+from ..base.plots import words
 from ..base.tables import KIND, LIKE, STARS, TIME, VIDEO
 from .embedding_map import Coded, coded
 from .open_run import OpenRun, Person, facts, find_text, person
@@ -210,11 +211,10 @@ def plot_shares(
 ) -> None:
     "Draw the shares of each value as three dots on a line."
     part = frame.head(largest)[::-1]
-    names = [c for c in frame.columns if c.startswith('share of')]
-    axes.hlines(part.iloc[:, 0], part[names].min(axis=1), part[names].max(axis=1), color='lightgrey', zorder=0)
+    names, rows = [c for c in frame.columns if c.startswith('share of')], range(len(part))
+    axes.hlines(rows, part[names].min(axis=1), part[names].max(axis=1), color='lightgrey', zorder=0)
     for name, colour, marker in zip(names, colours, 'so^', strict=True):
-        axes.scatter(
-            part[name], part.iloc[:, 0], color=colour, marker=marker, label=name.removeprefix('share of '), s=28
-        )
-    axes.set(xlabel='share', title=f'{frame.columns[0]}: catalogue, likes, recommendations')
+        axes.scatter(part[name], rows, color=colour, marker=marker, label=name.removeprefix('share of '), s=28)
+    axes.set_yticks(rows, [words(value) for value in part.iloc[:, 0]])
+    axes.set(xlabel='share', title=words(f'{frame.columns[0]}: catalogue, likes, recommendations'))
     axes.legend()

@@ -14,6 +14,7 @@ import tempfile
 import webbrowser
 from pathlib import Path
 
+from ..base.machine import socket_place
 from ..base.settings import PACKAGE, project_root
 from ..runs.run import find_run
 
@@ -81,6 +82,7 @@ def serve(
     config.VoilaConfiguration.kernel_spec_manager_class = ThisPython
     config.VoilaConfiguration.extension_allowlist = _EXTENSIONS
     config.ConnectionFileMixin.transport = 'ipc'
+    config.Voila.connection_dir_root = str(socket_place())
     config.MappingKernelManager.cull_idle_timeout = 600  # seconds, for a browser that crashed
     with tempfile.TemporaryDirectory(prefix='twotower-') as folder:
         notebook = Path(folder) / 'page.ipynb'

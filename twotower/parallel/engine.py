@@ -24,6 +24,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
+from ..base.machine import processors
 from ..base.errors import OutsideError, SettingError, TwotowerError
 from ..base.files import sha256
 from ..base.settings import environment
@@ -92,7 +93,7 @@ def cpus() -> int:  # at least 1
 
 def memory_share() -> str:  # such as `3000MB`
     "What one of the functions that run at a time on a machine may hold in DuckDB: half of the memory is Ray's and the system's."
-    return f'{psutil.virtual_memory().total // 2 // (os.cpu_count() or 1) >> 20}MB'
+    return f'{psutil.virtual_memory().total // 2 // processors() >> 20}MB'
 
 # %% ../../nbs/parallel/engine.ipynb #6c17bac1
 @contextmanager

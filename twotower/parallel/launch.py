@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from ..base.machine import processors
 from ..base.errors import SettingError, TwotowerError
 from .engine import cluster
 
@@ -84,7 +85,7 @@ def ray_train(
     device: str,  # auto, cpu or cuda
 ) -> None:
     "Let workers of a Ray cluster do a work; all are started again if one dies. Without a cluster this machine is one."
-    with cluster(num_cpus=max(workers, os.cpu_count() or 1)) as ray:
+    with cluster(num_cpus=max(workers, processors())) as ray:
         from ray import train  # after the check that Ray is there
         from ray.train.torch import TorchTrainer
 

@@ -6,7 +6,6 @@
 __all__ = ['metrics_frame', 'index_page']
 
 # %% ../../nbs/runs/index_page.ipynb #f3a39efe
-import html as html_text
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ import pandas as pd
 
 from ..base.files import atomic_file, read_json
 from ..base.plots import BLUE, GREY, ORANGE
+from ..base.words import escape
 from .pages import box, duration, failure, page
 from .run import Run, stage_name
 from .tables import facts_html, number, table
@@ -61,12 +61,12 @@ def _bars(metrics: dict) -> str:
         if name.partition('@')[0] not in ('recall', 'ndcg', 'auc'):
             continue
         rows = [
-            f'<span>{html_text.escape(who)}</span><i style="width:{max(0, min(value[name], 1)):.1%};background:{colours.get(who, GREY)}"></i>'
+            f'<span>{escape(who)}</span><i style="width:{max(0, min(value[name], 1)):.1%};background:{colours.get(who, GREY)}"></i>'
             f'<span>{number(value[name], 3)}</span>'
             for who, value in values.items()
             if value.get(name) is not None
         ]
-        parts.append(f'<div><b>{html_text.escape(name)}</b><div class="bars">{"".join(rows)}</div></div>')
+        parts.append(f'<div><b>{escape(name)}</b><div class="bars">{"".join(rows)}</div></div>')
     return f'<div class="tiles">{"".join(parts)}</div>' if parts else ''
 
 # %% ../../nbs/runs/index_page.ipynb #a34d17f2
@@ -76,13 +76,13 @@ def _verdict(metrics: dict) -> str:
     for name in (name for name in values if name.startswith('recall@')):
         if popular.get(name) and values[name]:
             sentence.append(f'{name} is {values[name] / popular[name]:.1f} times that of popularity')
-    text = '<br>'.join(map(html_text.escape, [': '.join(sentence), *metrics.get('reasons', [])]))
+    text = '<br>'.join(map(escape, [': '.join(sentence), *metrics.get('reasons', [])]))
     word, kind = ('pass', 'good') if metrics['verdict'] == 'pass' else ('fail', 'bad')
     return box(f'<b>Verdict: {word}</b> {text}', kind)
 
 # %% ../../nbs/runs/index_page.ipynb #37410f90
 def _link(run: Run, stem: str) -> str:
-    return f'<a href="{run.reports.name}/{html_text.escape(stem)}.html">{html_text.escape(stage_name(stem))}</a>'
+    return f'<a href="{run.reports.name}/{escape(stem)}.html">{escape(stage_name(stem))}</a>'
 
 
 def _stage_row(link: str, content: dict) -> str:
@@ -90,8 +90,8 @@ def _stage_row(link: str, content: dict) -> str:
     prose = '\n'.join(''.join(c['source']) for c in content['cells'] if c['cell_type'] == 'markdown')
     claim = re.search(r'^> (.*)', prose, re.M)
     error = failure(content)
-    state = f'<b class=bad>failed</b> {html_text.escape(error)}' if error else '<b class=good>done</b>'
-    about = html_text.escape(claim[1]) if claim else ''
+    state = f'<b class=bad>failed</b> {escape(error)}' if error else '<b class=good>done</b>'
+    about = escape(claim[1]) if claim else ''
     return (
         f'<tr><td>{link}</td><td>{about}</td><td style="text-align:right">{duration(seconds)}</td><td>{state}</td></tr>'
     )
@@ -109,7 +109,7 @@ def _stages_table(run: Run, reports: dict[str, dict], planned: Iterable[str]) ->
         [_stage_row(_link(run, stem), content) for stem, content in reports.items()],
         set(map(stage_name, reports)),
     )
-    left = [html_text.escape(name) for name in planned if stage_name(name) not in ran]
+    left = [escape(name) for name in planned if stage_name(name) not in ran]
     rows += [f'<tr><td>{name}</td><td></td><td style="text-align:right">—</td><td>not run</td></tr>' for name in left]
     return (
         f'<h2>Reports</h2>\n<div class=scroll tabindex="0"><table><thead>{_STAGES_HEAD}</thead>\n'
@@ -123,7 +123,7 @@ def _failures(run: Run, reports: dict[str, dict], metrics: dict) -> list[str]:
     for stem, content in reports.items():
         error = failure(content)
         if error and not (stem == '03_eval' and metrics.get('verdict') == 'fail'):
-            boxes.append(box(f'<b>Failed</b> in {_link(run, stem)}<br>{html_text.escape(error)}', 'bad'))
+            boxes.append(box(f'<b>Failed</b> in {_link(run, stem)}<br>{escape(error)}', 'bad'))
     return boxes
 
 # %% ../../nbs/runs/index_page.ipynb #854f7152
@@ -149,7 +149,7 @@ def index_page(
     reports = {path.stem: read_json(path) for path in sorted(run.reports.glob('[!.]*.ipynb'))}
     metrics = read_json(run.metrics) if run.metrics.is_file() else {}
     parts = [
-        f'<h1>Run {html_text.escape(run.id)}</h1>',
+        f'<h1>Run {escape(run.id)}</h1>',
         *_failures(run, reports, metrics),
         _verdict(metrics) if metrics else '<div class=box>This run has not been judged.</div>',
         _run_facts(run, reports),

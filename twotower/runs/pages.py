@@ -6,13 +6,13 @@
 __all__ = ['CSS', 'STATE_COLOURS', 'page', 'box', 'duration', 'failure', 'render']
 
 # %% ../../nbs/runs/pages.ipynb #dc716b08
-import html as html_text
 import re
 from pathlib import Path
 
 import mistune
 
 from ..base.files import atomic_file, read_json
+from ..base.words import escape, plain
 from .tables import RUNNING, facts_html
 
 # %% ../../nbs/runs/pages.ipynb #e88b8ebe
@@ -65,7 +65,7 @@ def page(
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<title>{html_text.escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n'
+        f'<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n'
     )
 
 # %% ../../nbs/runs/pages.ipynb #33dce281
@@ -98,13 +98,13 @@ _markdown = mistune.create_markdown(escape=True, plugins=['table', 'strikethroug
 
 
 def _plain(text: str | list[str]) -> str:
-    return re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', ''.join(text))
+    return plain(''.join(text))
 
 
 def _stream(output: dict) -> str:
-    lines = [line.split('\r')[-1] for line in _plain(output['text']).split('\n')]
+    lines = [plain(line.split('\r')[-1]) for line in ''.join(output['text']).split('\n')]
     kept = [line for line in lines if line.strip() and not re.search(r'\d+%\||\d(it|s|B)/(s|it)\b', line)]
-    text = html_text.escape('\n'.join(kept))
+    text = escape('\n'.join(kept))
     return f'<pre{" class=aside" if output["name"] == "stderr" else ""}>{text}</pre>' if text else ''
 
 # %% ../../nbs/runs/pages.ipynb #c63229e1
@@ -112,7 +112,7 @@ def _output(output: dict, alt: str) -> str:
     if output['output_type'] == 'stream':
         return _stream(output)
     if output['output_type'] == 'error':
-        return f'<pre id="error">{html_text.escape(_plain(chr(10).join(output["traceback"])))}</pre>'
+        return f'<pre id="error">{escape(_plain(chr(10).join(output["traceback"])))}</pre>'
     data = {kind: ''.join(content) for kind, content in output['data'].items() if isinstance(content, (str, list))}
     if 'application/vnd.jupyter.widget-view+json' in output['data']:
         return ''
@@ -124,10 +124,10 @@ def _output(output: dict, alt: str) -> str:
     for kind in ('image/png', 'image/jpeg'):
         if kind in data:
             source = f'data:{kind};base64,{"".join(data[kind].split())}'
-            return f'<figure><img src="{source}" alt="{html_text.escape(alt)}"></figure>'
+            return f'<figure><img src="{source}" alt="{escape(alt)}"></figure>'
     if 'text/markdown' in data:
         return _markdown(data['text/markdown'])
-    return f'<pre>{html_text.escape(_plain(data.get("text/plain", "")))}</pre>'
+    return f'<pre>{escape(_plain(data.get("text/plain", "")))}</pre>'
 
 # %% ../../nbs/runs/pages.ipynb #e639b8a4
 def failure(
@@ -177,7 +177,7 @@ def render(
         for part in _body(content)
     ]
     if error := failure(content):
-        why = f'<b>This stage failed</b><br>{html_text.escape(error)}<br><a href="#error">Traceback</a>'
+        why = f'<b>This stage failed</b><br>{escape(error)}<br><a href="#error">Traceback</a>'
         parts.insert(1 if parts and parts[0].startswith('<h1') else 0, box(why, 'bad'))
     if html.parent.name == 'reports':
         parts.append('<footer><a href="../index.html">All reports of this run</a></footer>')

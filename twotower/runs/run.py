@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['PT', 'ONNX', 'META', 'USER_EMBEDDINGS', 'VIDEO_EMBEDDINGS', 'FIRST_FILES', 'SPARSE_ONNX', 'MODEL_FILES', 'TRAIN',
            'VAL', 'ITEMS', 'USERS', 'SUMMARY', 'FORMER_STAGES', 'Run', 'names_by_time', 'create_run', 'all_runs',
-           'find_run', 'machine_facts', 'hashes', 'record', 'stage_name', 'files_of', 'blessed', 'point_stable']
+           'find_run', 'machine_facts', 'hashes', 'record', 'begin', 'stage_name', 'files_of', 'blessed',
+           'point_stable']
 
 # %% ../../nbs/runs/run.ipynb #f9a9c831
 import importlib.metadata
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -22,7 +24,7 @@ from pathlib import Path
 
 from ..base.errors import GateError, InputError, SettingError
 from ..base.files import point, read_json, sha256, write_json
-from ..base.inputs import input_sha256, is_url
+from ..base.inputs import input_sha256, is_url, must_be_there
 from ..base.settings import installation, project_root
 from .parameters import Settings
 
@@ -147,6 +149,8 @@ def hashes(
 ) -> dict[str, str]:  # SHA-256 of each
     "Hash several files at a time."
     paths = list(inputs)
+    for path in paths:
+        must_be_there(path)
     with ThreadPoolExecutor() as pool:
         found = pool.map(lambda path: (input_sha256 if is_url(path) else sha256)(path), paths)
         return dict(zip(map(str, paths), found, strict=True))
@@ -161,16 +165,55 @@ def record(
     **facts,  # JSON values worth keeping, such as row counts
 ) -> None:
     "Add one finished stage to run.json."
-    content = read_json(run.path / 'run.json')
+    content, paths = read_json(run.path / 'run.json'), list(inputs)
+    begun = content.get('begun', {}).pop(stage, {}).get('inputs', {})
     content['stages'][stage] = {
         'parameters': vars(parameters),
         'started_at': started.isoformat(),
         'seconds': round((datetime.now(UTC) - started).total_seconds(), 2),
-        'inputs': hashes(inputs),
+        'inputs': begun if set(begun) == set(map(str, paths)) else hashes(paths),
         **facts,
         'machine': machine_facts(),
     }
     write_json(run.path / 'run.json', content)
+
+# %% ../../nbs/runs/run.ipynb #ff3c8df5
+def _differences(made: dict, asked: dict) -> tuple[list[str], list[str]]:
+    "The parameters as options of the command line, and the inputs, that a folder was made with and that are asked for no more."
+    old, new = ({k: v for k, v in work['parameters'].items() if k != 'run_id'} for work in (made, asked))
+    options = [f'-p {shlex.quote(f"{name}={value}")}' for name, value in old.items() if new.get(name) != value]
+    files = {**made['inputs'], **asked['inputs']}
+    changed = [path for path in files if made['inputs'].get(path) != asked['inputs'].get(path)]
+    return options + [f'-p {name}' for name in new.keys() - old.keys()], changed
+
+# %% ../../nbs/runs/run.ipynb #ac7629e3
+def begin(
+    run: Run,  # the run to work in
+    stage: str,  # such as `01_prep`
+    parameters: Settings,  # what it is asked for
+    inputs: Iterable[Path | str],  # files and addresses it will read, to be hashed
+    folder: Path,  # what it will make, such as `run.prep`
+    files: Iterable[str],  # names that the folder must hold to be whole
+) -> bool:  # False: the folder is whole, and was made by the same work
+    "Note what a stage is about to do, and say whether it is left to do."
+    content, asked = read_json(run.path / 'run.json'), {'parameters': vars(parameters), 'inputs': hashes(inputs)}
+    if not folder.exists():
+        write_json(run.path / 'run.json', content | {'begun': content.get('begun', {}) | {stage: asked}})
+        return True
+    new = 'begin a new run: the same command without --run-id and --from'
+    if lost := [name for name in files if not (folder / name).is_file()]:
+        raise InputError(f'{folder / lost[0]} is missing, and finished work is never mended: {new}')
+    made = content.get('begun', {}).get(stage) or content['stages'].get(stage)
+    if not made:
+        raise SettingError(f'{folder} is finished, and {run.id} has no record of how it was made: {new}')
+    options, changed = _differences(made, asked)
+    if changed:
+        raise SettingError(f'{folder} is finished, and was made before {", ".join(changed[:3])} changed: {new}')
+    if options:
+        raise SettingError(
+            f'{folder} is finished; to go on with it repeat what it was made with, {" ".join(options)}; or {new}'
+        )
+    return False
 
 # %% ../../nbs/runs/run.ipynb #270521c1
 FORMER_STAGES = {'22_daily': '07_daily'}

@@ -6,7 +6,6 @@
 __all__ = ['RUNNING', 'number', 'cell_text', 'cell_texts', 'table', 'facts_html', 'header']
 
 # %% ../../nbs/runs/tables.ipynb #382c8df8
-import html as html_text
 import math
 import re
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ import pandas as pd
 from IPython.display import HTML, display
 
 from ..base.plots import use_style
+from ..base.words import escape, one_line
 from .parameters import Settings
 from .run import Run, machine_facts
 
@@ -61,7 +61,7 @@ def cell_text(
         return number(int(value) if isinstance(value, Integral) else float(value), decimals)
     if isinstance(value, datetime):
         return f'{value:%Y-%m-%d %H:%M:%S}'.removesuffix(' 00:00:00')
-    return str(value)
+    return one_line(value)
 
 # %% ../../nbs/runs/tables.ipynb #71b11f1c
 _NUMERIC = re.compile(r'(?=.*\d)(?:[-+±\d.,\s%()\[\]\u2212\u2013]|to)*')
@@ -87,7 +87,7 @@ def cell_texts(
 def _cell(text: object, side: str, scope: str) -> str:
     tag, scope = ('th', f' scope="{scope}"') if scope else ('td', '')
     weight = ';font-weight:normal' if 'row' in scope else ''
-    return f'<{tag}{scope} style="text-align:{side}{weight}">{html_text.escape(str(text))}</{tag}>'
+    return f'<{tag}{scope} style="text-align:{side}{weight}">{escape(text)}</{tag}>'
 
 
 def table(
@@ -106,7 +106,7 @@ def table(
 
     head = row(frame.columns, ['col'] * len(sides))
     body = '\n'.join(row(cells, ['row', *[''] * len(sides)]) for cells in zip(*texts, strict=True))
-    title = f'<caption style="text-align:left">{html_text.escape(caption)}</caption>' if caption else ''
+    title = f'<caption style="text-align:left">{escape(caption)}</caption>' if caption else ''
     return HTML(f'<table>{title}<thead>{head}</thead>\n<tbody>\n{body}\n</tbody></table>')
 
 # %% ../../nbs/runs/tables.ipynb #71e16681
@@ -115,8 +115,8 @@ def facts_html(
 ) -> str:  # HTML
     "Names and values as a small grid."
     items = ''.join(
-        f'<div style="overflow-wrap:anywhere"><dt style="opacity:.65;font-weight:normal;font-size:85%">{html_text.escape(str(name))}</dt>'
-        f'<dd style="margin:0">{html_text.escape(str(value)) or "—"}</dd></div>'
+        f'<div style="overflow-wrap:anywhere"><dt style="opacity:.65;font-weight:normal;font-size:85%">{escape(name)}</dt>'
+        f'<dd style="margin:0">{escape(value) or "—"}</dd></div>'
         for name, value in pairs.items()
     )
     grid = 'display:grid;grid-template-columns:repeat(auto-fill,minmax(min(11em,45%),1fr));gap:.5em 1.2em;margin:.6em 0'
@@ -142,6 +142,6 @@ def header(
         HTML(
             f'<section class="tt-header">{facts_html(about)}'
             f'<p style="margin:.9em 0 0"><b>Parameters</b></p>{facts_html(vars(params))}'
-            f'<p style="opacity:.65;font-size:80%">{html_text.escape(small)}</p></section>'
+            f'<p style="opacity:.65;font-size:80%">{escape(small)}</p></section>'
         )
     )
