@@ -11,7 +11,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from .base.files import atomic_folder, read_json, write_json
+from .base.files import atomic_folder, write_json
 from .base.inputs import keep_inputs
 from .base.tables import INTERACTIONS, ITEM_FEATURES, USER_FEATURES
 from .data.describe import end_of, interactions, item_features, number_words, user_features, write_parts
