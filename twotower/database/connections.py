@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['DatabaseError', 'Rollback', 'address_parts', 'Address', 'without_password', 'addresses', 'advice', 'Connection',
-           'connect', 'target', 'describe', 'transaction', 'retried']
+           'connect', 'target', 'describe', 'sessions', 'transaction', 'retried']
 
 # %% ../../nbs/database/connections.ipynb #9ab8474d
 import os
+import platform
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -156,7 +157,8 @@ def addresses(
     env: Environment,  # what it says of poolers and TLS
 ) -> list[Address]:  # to be tried in this order
     "The ways to a database, by the guide's table of variables."
-    found = {'connect_timeout': 10, 'application_name': 'twotower'} | _parameters(url)
+    us = f'twotower, process {os.getpid()} on {platform.node()}'[:63]  # as PostgreSQL names us to others
+    found = {'connect_timeout': 10, 'application_name': us} | _parameters(url) | {'client_encoding': 'UTF8'}
     host = str(found.get('host', ''))
     hosts = _pooler_hosts(env, host) if _is_supabase(host) else []
     if not hosts:
@@ -175,6 +177,22 @@ _ADVICE = (
     (rf'(?s)db\.\w+\.supabase\.co.*({_NO_ROUTE})', """
         Supabase's direct host has IPv6 only, and this machine seems to have IPv4 only (or the project is paused):
         set SUPABASE_REGION as the dashboard shows it under Connect, such as aws-1-ap-northeast-1, or SUPABASE_POOLER_HOST, and the pooler is used"""),
+    ('starting up|shutting down|recovery mode|not yet accepting|EDBSTARTING', """
+        the server is not ready: try again in a minute"""),
+    ('(?i)ECIRCUITBREAKER|circuit ?breaker|too many authentication (failures|errors)|server login has been failing', """
+        the pooler lets nobody in for some minutes, since a password was wrong too often: correct it wherever it is used, and try again in ten minutes"""),
+    ('(?i)allow.?list|EADDRNOTALLOWED|no pg_hba\\.conf entry(?!.*no encryption)|pg_hba\\.conf rejects', """
+        the server does not admit this machine's address for {user}: add the address (Supabase: Database settings, Network restrictions; elsewhere pg_hba.conf)"""),
+    ('(?i)ECHECKOUTTIMEOUT|unable to check ?out|query_wait_timeout|client_login_timeout|connection to database not available', """
+        the pooler found no free connection to the server in time: end what holds them (Supabase: Database, Query performance), or raise the pool's size (Database settings)"""),
+    ('(?i)EMAXCLIENTCONN|Max client connections reached|max_client_conn|no more connections', """
+        the pooler has as many clients as it may have: end some programs, or raise its limit of clients (Supabase: a larger compute size)"""),
+    ('(?i)MaxClientsInSessionMode|EMAXCONNSESSION|max clients', """
+        in session mode each client holds a connection of its own and all are taken: end some, raise the pool's size, or use the transaction pooler (port 6543), which shares them"""),
+    ('(?i)too many connections for role', """
+        {user} has as many connections as it may have: end some, or ALTER ROLE {user} CONNECTION LIMIT with a larger number, -1 for none"""),
+    ('(?i)too many connections for database', """
+        database {dbname} has as many connections as it may have: end some, or ALTER DATABASE {dbname} CONNECTION LIMIT with a larger number, -1 for none"""),
     ('Tenant or user not found|tenant/user|no such user|ENOIDENTIFIER|"trust" authentication failed', """
         the pooler does not know {user}: its host must be the one of your project's region and the user postgres.<project-ref>; copy both from the dashboard, Connect"""),
     ('(?i)password authentication failed|SASL authentication failed|password supplied|Wrong password', """
@@ -203,10 +221,8 @@ _ADVICE = (
         there is no database {dbname}: correct the name at the end of the database URL (Supabase: postgres)"""),
     ('role .* does not exist', """
         there is no user {user}: correct it in the database URL"""),
-    ('(?i)too many clients|remaining connection slots|max clients|no more connections', """
+    ('(?i)too many clients|remaining connection slots', """
         all connections are taken: wait, or use the transaction pooler (port 6543), which shares them"""),
-    ('starting up|shutting down|recovery', """
-        the server is not ready: try again in a minute"""),
     ('No such file or directory', """
         no server has its socket in {host}: start it, or correct the folder"""),
 )  # fmt: skip
@@ -289,17 +305,47 @@ def describe(
     version = 'IPv6' if ':' in address else 'IPv4'
     return f'{target(conn)} at {address} ({version}), {f"TLS {mode}" if conn.pgconn.ssl_in_use else "not encrypted"}'
 
+# %% ../../nbs/database/connections.ipynb #ec45386c
+_SESSIONS = """
+    SELECT 'process ' || pid || ' (' || concat_ws(
+        ', ', nullif(application_name, ''), 'user ' || usename, 'from ' || host(client_addr),
+        'since ' || to_char(xact_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS UTC')
+    ) || ')'
+    FROM pg_stat_activity
+    WHERE pid <> pg_backend_pid() AND datname = current_database() AND xact_start IS NOT NULL AND {which}
+    ORDER BY xact_start
+    LIMIT 3
+"""
+
+
+def sessions(
+    conn: psycopg.Connection,  # open
+    which: str = 'true',  # condition in SQL, with a placeholder for each of the values; by default all that are in a transaction
+    values: tuple = (),  # of the placeholders
+) -> str:  # such as `process 12 (psql, user ann, since 2026-11-28 18:00:00 UTC)`, the oldest first, three at most
+    "Who else is at work in this database; `pg_terminate_backend` ends a process."
+    found = [who for (who,) in conn.execute(_SESSIONS.format(which=which), values)]
+    return ', '.join(found) or 'somebody who has just ended, or whom this user may not see'
+
 # %% ../../nbs/database/connections.ipynb #dca4bd51
 _MIGRATE = 'twotower migrate brings the schema up to date'
 _NEXT = {  # what to do, by the code of the error
     '25006': 'the server can only be read from: connect to the primary one, or make room (Supabase does this when its disk is full)',
-    '42501': 'connect as the owner of the tables (Supabase: postgres), or grant the right',
+    '42501': 'connect as the owner of the tables (Supabase: postgres), or grant the right (where row-level security is in the way: BYPASSRLS)',
     '42703': _MIGRATE,
     '42883': _MIGRATE,
     '42P01': _MIGRATE,
     '53100': 'make room on the server',
     '57014': 'try again when the server has less to do',
 }
+_LOCKED = '55P03'
+_SETTINGS = """
+    SET LOCAL statement_timeout = 0;
+    SET LOCAL datestyle = 'ISO, YMD';
+    SET LOCAL client_connection_check_interval = '5s';
+    SET LOCAL lock_timeout = '15min';
+    SET LOCAL row_security = off
+"""
 
 
 @contextmanager
@@ -311,10 +357,14 @@ def transaction(
     place = target(conn)
     try:
         with conn.transaction():
-            conn.execute("SET LOCAL statement_timeout = 0; SET LOCAL datestyle = 'ISO, YMD'")
+            conn.execute(_SETTINGS)
             yield
     except psycopg.Error as error:
         parts = [error.diag.message_primary or str(error), error.diag.message_detail, error.diag.message_hint]
+        if error.sqlstate == _LOCKED and not conn.closed:
+            parts.append(
+                f'in a transaction are {sessions(conn)}: let them end, or SELECT pg_terminate_backend(process)'
+            )
         parts.append(_NEXT.get(error.sqlstate or ''))
         raise OutsideError(f'{place}: {what}: ' + '; '.join(p for p in parts if p)) from error
 
