@@ -39,6 +39,8 @@ test: install
 	$(BIN)/python .ci/notebooks.py --n-workers 2
 	echo 'tests'
 	$(BIN)/python -m pytest
+	echo 'tests of the database with PostgreSQL 16'
+	$(BIN)/python -m pytest tests/database --postgres 16
 
 lab: install
 	$(BIN)/jupyter lab nbs

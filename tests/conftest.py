@@ -23,20 +23,37 @@ from twotower.runs.run import MODEL_FILES, Run, create_run
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path_factory, monkeypatch):
+def home(tmp_path, tmp_path_factory, monkeypatch):
     for name in list(os.environ):
         if 'SUPABASE' in name or 'DATABASE_URL' in name or name.startswith(('PG', 'FANZA', 'SLACK')):
             monkeypatch.delenv(name)
     folder = tmp_path_factory.mktemp('home')
+    for above in [tmp_path, *folder.parents[:2]] if os.geteuid() == 0 else ():
+        above.chmod(0o711)  # the embedded server runs as nobody, and opens no folder that is not the project's
     monkeypatch.setenv('TWOTOWER_HOME', str(folder))
     return folder
 
 
+def pytest_addoption(parser):
+    parser.addoption('--postgres', type=int, help='version of the embedded PostgreSQL, 16 or 18')
+
+
+def pytest_configure(config):
+    if os.geteuid() == 0 and not config.option.basetemp:  # another pytest that starts would close the folder they share
+        config.option.basetemp = Path(tempfile.mkdtemp(prefix='twotower-tests-')) / 'all'
+
+
+def pytest_sessionfinish(session, exitstatus):
+    place = Path(session.config.option.basetemp or '')
+    if exitstatus == 0 and place.name == 'all' and place.parent.name.startswith('twotower-tests-'):
+        shutil.rmtree(place.parent)
+
+
 @pytest.fixture(scope='session')
-def server():
+def server(request):
     "An embedded PostgreSQL with one migrated, empty database: yields a connection to its maintenance database."
     folder = Path(tempfile.mkdtemp())
-    dsn = embedded.start(folder, linger=2)
+    dsn = embedded.start(folder, linger=2, version=request.config.getoption('postgres'))
     with psycopg.connect(dsn, autocommit=True) as admin:
         admin.execute('CREATE DATABASE migrated')
         with connect(psycopg.conninfo.make_conninfo(dsn, dbname='migrated')) as conn:

@@ -194,6 +194,7 @@ def one_day(n: int, new: int, index: bool) -> list[list]:
     folder = Path(tempfile.mkdtemp())
     os.environ['TWOTOWER_HOME'] = str(folder)
     os.environ |= {'FANZA_API_ID': 'x', 'FANZA_API_AFFILIATE_ID': 'y'}
+    folder.chmod(0o711)  # as root the server runs as nobody, who must pass
     conn = connect(embedded.start(folder / 'pg', linger=2))
     migrate(conn)
     fill(conn, n, index)
@@ -223,6 +224,7 @@ def peak(n: int) -> None:
     "Embed a whole catalogue; the peak of this process in MB."
     folder = Path(tempfile.mkdtemp())
     os.environ['TWOTOWER_HOME'] = str(folder)
+    folder.chmod(0o711)  # as root the server runs as nobody, who must pass
     url = embedded.start(folder / 'pg', linger=30)
     code = f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import daily; daily.embed_all({url!r})'
     with connect(url) as conn:

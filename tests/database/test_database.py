@@ -1,6 +1,7 @@
 "What the database and its door must hold, against a real PostgreSQL."
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +40,7 @@ from twotower.database.connections import connect, retried, transaction
 from twotower.database.embeddings import recommend, save_embeddings, similar
 from twotower.database.people import save_decisions, save_profiles
 from twotower.database.schema import TABLES, check_schema, migrate, schema_problems
+from twotower.database.sql import advisory_lock
 from twotower.database.videos import load_videos, missing_videos, save_videos
 
 ANN, BEN = 'a0000000-0000-4000-8000-000000000001', 'b0000000-0000-4000-8000-000000000002'
@@ -553,11 +555,40 @@ def test_a_killed_upsert_leaves_what_was_there(filled):
     pid = waiting(filled)
     child.kill()
     child.wait()
-    blocker.close()
+    until = time.monotonic() + 30
     while filled.execute('SELECT FROM pg_stat_activity WHERE pid = %s', [pid]).fetchone():
+        assert time.monotonic() < until, 'its statement is still waiting'
         time.sleep(0.02)
+    blocker.close()
     assert contents(filled, 'video_embeddings') == before
     assert save_embeddings(filled, vectors(ids(20), seed=3), VIDEO, 'm2')['updated'] == 20
+
+
+@pytest.mark.fault(
+    'another program holds the lock of the same work',
+    sees='who, on which machine and since when; after 15 minutes an end',
+)
+def test_whoever_waits_for_the_same_work_says_for_whom(filled, capsys, monkeypatch):
+    monkeypatch.setattr('twotower.database.sql._MOMENT', 0.1)
+    with connect(conninfo(filled)) as conn:
+        conn.execute('BEGIN')
+        advisory_lock(conn, 'videos')
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(save_videos, filled, videos(1, title=['new']))
+            waiting(conn)
+            time.sleep(0.5)
+            said = capsys.readouterr().err
+            assert re.search(
+                rf'videos: at work is process {conn.info.backend_pid} \(twotower, process \d+ on .*, since 20', said
+            )
+            with (
+                connect(conninfo(filled)) as other,
+                pytest.raises(OutsideError, match=r'videos: waited 0\.2 s for process'),
+                transaction(other, 'saving'),
+            ):
+                advisory_lock(other, 'videos', patience=0.2)
+            conn.execute('ROLLBACK')
+            assert done.result(20) == 1
 
 
 # Neighbours

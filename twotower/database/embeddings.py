@@ -21,7 +21,7 @@ from ..base.errors import InputError
 from ..base.tables import DIMENSION, EMBEDDING, USER, VIDEO, as_uuid, as_uuids, conform, embeddings_schema
 from .connections import Connection, retried, transaction
 from .schema import check_schema
-from .sql import advisory_lock, full_name, named
+from .sql import advisory_lock, build, full_name, named
 
 # %% ../../nbs/database/embeddings.ipynb #b5469a74
 _ROW = np.dtype(
@@ -103,7 +103,7 @@ _STAGE = f"""
 """
 _TWICE = """
     SELECT (array_agg(id ORDER BY id))[:5], count(*)
-    FROM (SELECT id FROM staged GROUP BY id HAVING count(*) > 1)
+    FROM (SELECT id FROM staged GROUP BY id HAVING count(*) > 1) AS twice
 """
 
 
@@ -205,7 +205,7 @@ def _built_at_once(conn: psycopg.Connection, table: str) -> Iterator[None]:
         conn.execute(f'DROP INDEX {index}')
     yield
     for _, definition in indexes:
-        conn.execute(definition)
+        build(conn, definition)
 
 # %% ../../nbs/database/embeddings.ipynb #4a991448
 def save_embeddings(

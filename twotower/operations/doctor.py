@@ -119,6 +119,21 @@ def check_disk(
             'disk', 'note' if few else 'ok', said, 'a run with many millions of reviews needs more' if few else ''
         )
 
+# %% ../../nbs/operations/doctor.ipynb #92b139e6
+_SERVERS = range(15, 19)  # versions of PostgreSQL
+
+
+def _check_server(
+    version: int,  # such as 17
+    kind: str,  # which database it is
+) -> Finding:
+    "Is this a version of PostgreSQL that is supported?"
+    said = f'PostgreSQL {version} ({_SERVERS[0]} to {_SERVERS[-1]} are supported): {kind}'
+    if version < _SERVERS[0]:
+        return Finding('database', 'missing', said, f'update the server to PostgreSQL {_SERVERS[0]} or newer')
+    newer = version > _SERVERS[-1]
+    return Finding('database', 'note' if newer else 'ok', said, 'nobody has tried this version yet' if newer else '')
+
 # %% ../../nbs/operations/doctor.ipynb #e82fe68a
 _PGVECTOR = Version('0.8')  # the first that filters while it searches
 
@@ -143,7 +158,7 @@ def _check_vector(conn: Connection) -> Finding:
 # %% ../../nbs/operations/doctor.ipynb #54662b53
 def _check_schema(conn: Connection, own: bool) -> Finding:
     "Are the tables and functions there, as this version needs them?"
-    from twotower.database.schema import MIGRATIONS, applied, schema_problems
+    from twotower.database.schema import MIGRATIONS, applied, lost, schema_problems
 
     known, problems = applied(conn), schema_problems(conn)
     pending = [path.name for path in sorted(MIGRATIONS.glob('*.sql')) if path.name not in known]
@@ -151,6 +166,10 @@ def _check_schema(conn: Connection, own: bool) -> Finding:
         return Finding('schema', 'note', 'no tables yet', 'twotower movielens, or for your own data: twotower migrate')
     if pending and (known or problems):
         return Finding('schema', 'missing', f'not applied: {", ".join(pending)}', 'twotower migrate')
+    if missing := lost(conn):
+        return Finding(
+            'schema', 'missing', f'noted as applied, and not there: {", ".join(missing)}', 'twotower migrate'
+        )
     if problems:
         return Finding('schema', 'missing', '; '.join(problems), 'do what the lines say, and look again')
     if pending:
@@ -168,7 +187,7 @@ def check_database() -> Iterator[Finding]:
                 kind = (
                     'embedded, would start here' if fresh else f'embedded, {describe(conn)}' if own else describe(conn)
                 )
-                yield Finding('database', 'ok', f'PostgreSQL {conn.info.server_version // 10000}: {kind}')
+                yield _check_server(conn.info.server_version // 10000, kind)
                 yield _check_vector(conn)
                 yield _check_schema(conn, own)
         finally:
