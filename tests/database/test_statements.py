@@ -16,7 +16,7 @@ from test_database import ANN, BEN, ids, vectors, videos
 
 import twotower.database
 from twotower.base.tables import DECISION, DECISIONS, TIME, USER, VIDEO
-from twotower.database import changes, connections, embeddings, people, schema
+from twotower.database import changes, connections, dates, embeddings, erasure, lease, people, schema
 from twotower.database import videos as catalogue
 from twotower.operations.doctor import check_database
 from twotower.page.open_run import live_person
@@ -104,6 +104,14 @@ def write_all(conn):
         changes.move_mark(conn, 'x', DAY, DAY)
 
 
+def take_turns(conn):
+    "Hold the lease, write under it, and promise a model."
+    with lease.leased(conn, 'embeddings', 'm1') as held, connections.transaction(conn, 'writing'):
+        held.check(conn)
+        lease.promise(conn, held, 'm2')
+    lease.promised(conn, 'embeddings')
+
+
 # one line for each public function of the room that takes a connection, and for SQL that lies in other rooms
 WORK = {
     'sql.advisory_lock sql.build sql.copy_in schema.migrate videos.save_videos people.save_profiles people.save_decisions '
@@ -128,6 +136,15 @@ WORK = {
     ),
     '': lambda conn: live_person(conn, SimpleNamespace(run_id='m1', videos=videos(1)), ANN),
     'schema.applied': lambda conn: schema.applied(conn),
+    'lease.take_turn lease.give_back lease.leased lease.promise lease.promised': take_turns,
+    'erasure.without_account': lambda conn: erasure.without_account(conn, pa.array([ANN, BEN])),
+    'erasure.remove_erased': lambda conn: [
+        erasure.remove_erased(conn, least, dry_run) for least in (None, 2) for dry_run in (True, False)
+    ],
+    'videos.lacking_videos': lambda conn: catalogue.lacking_videos(conn, 'm1', ids(2)),
+    'videos.refers_to_videos changes.opinions': lambda conn: changes.opinions(conn),
+    'changes.stranded_users': lambda conn: changes.stranded_users(conn, 'm2'),
+    'dates.odd_dates': lambda conn: dates.odd_dates(conn),
 }
 
 

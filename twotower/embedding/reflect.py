@@ -22,7 +22,7 @@ from ..base.tables import EMBEDDING, USER, VIDEO, as_uuids, embeddings_schema, s
 from ..database.changes import embedded_live, remember_taste, stranded_users
 from ..database.connections import Connection, retried
 from ..database.embeddings import save_embeddings, similar
-from ..database.erasure import sweep, without_account
+from ..database.erasure import remove_erased, without_account
 from .live import TASTES, TASTES_SCHEMA
 from ..runs.run import SUMMARY, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, Run, blessed
 
@@ -92,7 +92,7 @@ def reflect(
             _save_run(conn, run, version, include_users, least, dry_run) if rows == 'run' else (),
             _save_stranded(conn, run, version, dry_run) if rows != 'none' else (),
         )
-        return list(chain(*parts)), sweep(conn, min_interactions, dry_run)
+        return list(chain(*parts)), remove_erased(conn, min_interactions, dry_run)
 
     (saved, removed), table = retried(conn, f'reflecting run {run.id}', work), []
     for key, name in ((USER, 'users'), (VIDEO, 'videos')):
