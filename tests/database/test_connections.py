@@ -9,6 +9,7 @@ import shutil
 import socket
 import socketserver
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -307,3 +308,33 @@ def test_an_empty_mode_of_tls_is_none(server, tmp_path, monkeypatch):
     with connect(embedded.start(folder, linger=1)) as conn:
         assert conn.execute('SELECT 1').fetchall() == [(1,)]
     embedded.stop(folder)
+
+
+SLEEPER = """
+import sys
+from twotower.database.connections import connect, transaction
+with connect(sys.argv[1]) as conn, transaction(conn, 'sleeping'):
+    conn.execute("SELECT pg_sleep(600) /* of a client that is killed */")
+"""
+
+
+@pytest.mark.fault(
+    'a client is killed while the server works for it', sees='nothing: the statement ends within seconds'
+)
+def test_nothing_goes_on_for_a_killed_client(database):
+    url = os.environ['REMOTE_DATABASE_URL']
+    child = subprocess.Popen([sys.executable, '-c', SLEEPER, url])
+    running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%of a client that is killed%' AND pid <> pg_backend_pid()"
+
+    def wait_for(number: int, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if database.execute(running).fetchone()[0] == number:
+                return True
+            time.sleep(0.2)
+        return False
+
+    assert wait_for(1, 60)
+    child.kill()
+    child.wait()
+    assert wait_for(0, 30)
