@@ -54,6 +54,7 @@ first = test_judging.first  # a fixture
 ray = pytest.importorskip('ray')
 node = pytest.importorskip('ray._private.node')
 really_start_raylet = node.Node.start_raylet
+TESTS = Path(__file__).parents[1]
 MB = 2**20
 
 
@@ -126,7 +127,19 @@ def machines(bucket):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in known.items():
             patch.setenv(name, value)
-        patch.setenv('PYTHONPATH', os.pathsep.join([str(PACKAGE.parent), str(Path(__file__).parents[1])]))
+        patch.setenv(
+            'PYTHONPATH',
+            os.pathsep.join(
+                map(
+                    str,
+                    (
+                        PACKAGE.parent,
+                        TESTS,
+                        *(TESTS / room for room in ('parallel', 'evaluation', 'embedding', 'data')),
+                    ),
+                )
+            ),
+        )
         patch.setattr(node.Node, 'start_raylet', start_raylet)
         machines = Machines()
         ray.init(machines.cluster.address, log_to_driver=False, logging_level='ERROR', configure_logging=False)
