@@ -161,7 +161,7 @@ def main() -> None:
                 for rank in range(workers):
                     save_set(folder / f'{rank}.pt', part_of(data, rank, workers))
                 started = time.perf_counter()
-                launch('train_scale:measure', folder, TrainSettings(engine=engine, workers=workers, device='cpu'))
+                launch('train_scale:measure', folder, engine, workers, 'cpu')
                 took = time.perf_counter() - started
                 found = [json.loads((folder / f'found.{rank}.json').read_text()) for rank in range(workers)]
             worst = {key: max(f[key] for f in found) for key in found[0]}

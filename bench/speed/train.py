@@ -203,7 +203,7 @@ def run_one(engine: str, path: Path, config: TrainSettings, steps: int, show: bo
     if engine == 'dense':
         running = dense(data, config)
     else:
-        config.optimizer = engine
+        config = config.but(optimizer=engine)
         running = ours(data, config)
     for _ in range(2):
         next(running)
