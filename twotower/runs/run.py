@@ -145,12 +145,13 @@ def machine_facts() -> dict:  # versions by package, git commit, platform
 
 
 def hashes(
-    inputs: Iterable[Path | str],  # files and addresses
+    inputs: Iterable[Path | str],  # files, folders of the parts of a table, and addresses
 ) -> dict[str, str]:  # SHA-256 of each
     "Hash several files at a time."
     paths = list(inputs)
     for path in paths:
-        must_be_there(path)
+        if is_url(path) or not Path(path).is_dir():  # a table of a cluster is a folder of its parts
+            must_be_there(path)
     with ThreadPoolExecutor() as pool:
         found = pool.map(lambda path: (input_sha256 if is_url(path) else sha256)(path), paths)
         return dict(zip(map(str, paths), found, strict=True))
@@ -201,7 +202,7 @@ def begin(
         write_json(run.path / 'run.json', content | {'begun': content.get('begun', {}) | {stage: asked}})
         return True
     new = 'begin a new run: the same command without --run-id and --from'
-    if lost := [name for name in files if not (folder / name).is_file()]:
+    if lost := [name for name in files if not (folder / name).exists()]:  # a file, or a folder of its parts
         raise InputError(f'{folder / lost[0]} is missing, and finished work is never mended: {new}')
     made = content.get('begun', {}).get(stage) or content['stages'].get(stage)
     if not made:
