@@ -28,7 +28,7 @@ from psycopg.conninfo import make_conninfo
 
 from ..base.errors import OutsideError, SettingError
 from ..base.files import beside
-from ..base.machine import socket_place
+from ..parallel.machine import socket_place
 from ..base.settings import project_root
 
 # %% ../../nbs/database/embedded.ipynb #6f7128ba

@@ -18,7 +18,7 @@ import yaml
 from ruamel.yaml import YAML, CommentedMap, RoundTripRepresenter, ScalarNode, YAMLError
 from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
-from ..base.machine import processors
+from ..parallel.machine import processors
 from ..base.errors import SettingError
 from ..base.files import atomic_file
 from .inner import inner_part, score_inner

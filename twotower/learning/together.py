@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from ..base.machine import processors
+from ..parallel.machine import processors
 from ..base.files import read_json, write_json
 from .inner import Inner, inner_part, train
 from .training_set import TrainingSet, load_set, part_of, save_set

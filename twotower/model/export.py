@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor, nn
 
-from ..base.machine import processors
+from ..parallel.machine import processors
 from ..base.errors import InputError
 from ..base.tables import DIMENSION
 from .towers import Tower, TwoTower

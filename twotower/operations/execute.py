@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from ..base.files import atomic_file, read_json, write_json
-from ..base.machine import socket_place
+from ..parallel.machine import socket_place
 from .plan import Stage
 from ..runs.run import Run
 

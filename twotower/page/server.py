@@ -14,7 +14,7 @@ import tempfile
 import webbrowser
 from pathlib import Path
 
-from ..base.machine import socket_place
+from ..parallel.machine import socket_place
 from ..base.settings import PACKAGE, project_root
 from ..runs.run import find_run
 

@@ -24,7 +24,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from ..base.machine import processors
+from .machine import processors
 from ..base.errors import OutsideError, SettingError, TwotowerError
 from ..base.files import sha256
 from ..base.settings import environment

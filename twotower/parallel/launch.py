@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ..base.machine import processors
+from .machine import processors
 from ..base.errors import SettingError, TwotowerError
 from .engine import cluster
 
