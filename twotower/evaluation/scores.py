@@ -22,8 +22,9 @@ from twotower.base.tables import (
 )  # fmt: skip
 from .intervals import bootstrap, interval
 from twotower.evaluation.metrics import (
-    auc_by_user, auc_within, log_losses, mean_by_user, novelty, popularity_bias, ranking_metrics, reliability, spread, top_k,
+    auc_by_user, auc_within, log_losses, mean_by_user, ranking_metrics, reliability, top_k,
 )  # fmt: skip
+from .variety import novelty, popularity_bias, spread
 from ..parallel.engine import LOCAL, Local, OnRay
 from ..runs.run import TRAIN, USER_EMBEDDINGS, VAL, VIDEO_EMBEDDINGS
 
