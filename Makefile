@@ -38,9 +38,9 @@ test: install
 	echo 'notebooks'
 	$(BIN)/python .ci/notebooks.py --n-workers 2
 	echo 'tests'
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 	echo 'tests of the database with PostgreSQL 16'
-	$(BIN)/python -m pytest tests/database --postgres 16
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 tests/database --postgres 16
 
 lab: install
 	$(BIN)/jupyter lab nbs

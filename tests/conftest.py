@@ -28,7 +28,7 @@ def home(tmp_path, tmp_path_factory, monkeypatch):
         if 'SUPABASE' in name or 'DATABASE_URL' in name or name.startswith(('PG', 'FANZA', 'SLACK')):
             monkeypatch.delenv(name)
     folder = tmp_path_factory.mktemp('home')
-    for above in [tmp_path, *folder.parents[:2]] if os.geteuid() == 0 else ():
+    for above in [tmp_path, *folder.parents[:3]] if os.geteuid() == 0 else ():
         above.chmod(0o711)  # the embedded server runs as nobody, and opens no folder that is not the project's
     monkeypatch.setenv('TWOTOWER_HOME', str(folder))
     return folder
@@ -41,6 +41,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if os.geteuid() == 0 and not config.option.basetemp:  # another pytest that starts would close the folder they share
         config.option.basetemp = Path(tempfile.mkdtemp(prefix='twotower-tests-')) / 'all'
+        config.option.basetemp.parent.chmod(0o711)
 
 
 def pytest_sessionfinish(session, exitstatus):
