@@ -18,7 +18,10 @@ import yaml
 
 TOP = Path(__file__).parent.parent
 WORKFLOWS = TOP / '.github' / 'workflows'
-INSTALL = re.compile(r'python -m pip install( --no-deps| -c constraints\.txt| \.| [a-z-]+)+')
+INSTALL = re.compile(
+    r'python -m pip (check|install( --only-binary :all: --require-hashes --no-deps( -r requirements/\w+\.txt)+'
+    r'| --no-deps --no-build-isolation \.))'
+)
 STATUS = re.compile(r'\b(always|success|failure|cancelled)\(\)')
 
 

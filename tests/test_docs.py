@@ -22,7 +22,7 @@ MARKDOWN = [
 
 
 def build(source: Path, place: Path) -> subprocess.CompletedProcess:
-    "Sphinx as `make docs` calls it."
+    "Sphinx as `make docs` calls it, in one process."
     options = ['-q', '-E', '-W', '--keep-going', '-c', TOP / 'site', '-d', place / 'doctrees']
     command = [sys.executable, '-m', 'sphinx', *options, source, place / 'site']
     return subprocess.run(command, capture_output=True, text=True)

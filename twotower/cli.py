@@ -20,6 +20,7 @@ import typer
 import twotower
 from .base.errors import InputError, SettingError, TwotowerError, disk_advice
 from .base.files import read_json
+from .base.inputs import without_credentials
 from .base.settings import installation, project_file
 from .base.words import plain
 from .operations.completion import parameter_names, profile_names, run_ids, stage_names
@@ -281,6 +282,8 @@ def qual_command(
 def main() -> None:
     "The `twotower` command: an error that a person can mend is one line, and not a traceback."
     try:
+        for text in sys.argv[1:] if sys.argv[1:3] != ['runner', 'notify'] else ():
+            without_credentials(text, 'the command line')
         app(prog_name='twotower')
     except TwotowerError as error:
         typer.echo(f'error: {plain(error)}', err=True)

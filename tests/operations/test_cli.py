@@ -393,3 +393,20 @@ def test_the_shell_completes_commands_profiles_stages_runs_and_parameters(projec
     assert completed('twotower run none --from 0') == []
     monkeypatch.setenv('_TWOTOWER_COMPLETE', 'source_bash')
     assert '_TWOTOWER_COMPLETE=complete_bash' in twotower()[1]  # what --show-completion shows
+
+
+@pytest.mark.parametrize('secret', ['https://v.example/a?pass=hunter2', 'host=db.example password=hunter2'])
+@pytest.mark.parametrize(
+    'command',
+    ['run ci --run-id', 'run ci --from', 'run', 'runner receive', 'runner summary', 'runner input', 'qual', 'migrate'],
+)
+def test_a_password_on_the_command_line_is_neither_repeated_nor_kept(tmp_path, monkeypatch, capsys, command, secret):
+    monkeypatch.setenv('TWOTOWER_HOME', str(tmp_path))
+    monkeypatch.setattr(sys, 'argv', ['twotower', *command.split(), secret])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr()
+    assert ended.value.code == 1
+    assert said.err.startswith('error: the command line holds ')
+    assert 'hunter2' not in said.out + said.err
+    assert not list(tmp_path.iterdir())

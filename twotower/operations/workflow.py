@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PURPOSES', 'runner_app', 'missing_settings', 'write_certificate', 'tls_lines', 'send_input', 'bring_input',
-           'bring_baseline', 'receive', 'escaped', 'markdown_table', 'summary_markdown', 'headline', 'settings_command',
-           'input_command', 'baseline_command', 'receive_command', 'summary_command', 'notify_command']
+           'bring_baseline', 'receive', 'escaped', 'markdown_table', 'uploaded_manifest', 'summary_markdown',
+           'headline', 'settings_command', 'input_command', 'baseline_command', 'receive_command', 'summary_command',
+           'notify_command']
 
 # %% ../../nbs/operations/workflow.ipynb #e02b75f9
 import base64
@@ -24,7 +25,7 @@ from ..base.words import plain
 from ..runs.run import Run, find_run
 from ..store.contract import MissingError, Store
 from ..store.opening import open_store
-from ..store.records import METRICS, active, download_run, key_of
+from ..store.records import METRICS, active, download_run, key_of, read_manifest
 
 # %% ../../nbs/operations/workflow.ipynb #5c0d3e79
 PURPOSES = ('your own database', 'Supabase Storage')
@@ -119,12 +120,14 @@ def receive(
     store: Store,  # where from
     run_id: str,  # an uploaded run
     outputs: Path,  # the outputs folder
+    expected: str = '',  # sha256 of the manifest that was approved; empty: whatever is uploaded under this id
 ) -> Run:  # with a model and its verdict
     "Go on with a run that another machine has uploaded."
+    read_manifest(store, run_id, expected)  # before anything is written here
     run = Run(outputs / 'runs' / run_id)
     with atomic_folder(run.path) as draft:
         (draft / 'model').mkdir()
-        manifest, _ = download_run(store, run_id, draft / 'model')
+        manifest, _ = download_run(store, run_id, draft / 'model', expected)
         (draft / 'model' / METRICS).rename(draft / METRICS)
         facts = {'run_id': run_id, 'created_at': manifest['created_at'], 'stages': {}, 'received_from': str(store)}
         write_json(draft / 'run.json', facts)
@@ -179,6 +182,13 @@ def _written(run: Run) -> list[str]:
         *markdown_table(names, rows, range(1, 6)),
     ]
 
+# %% ../../nbs/operations/workflow.ipynb #220bce5c
+def uploaded_manifest(
+    run: Run,  # with what has been done so far
+) -> str:  # sha256; empty if it was not uploaded or activated here
+    "What the upload of a run is known by."
+    return read_json(run.path / 'run.json')['stages'].get('05_publish', {}).get('manifest_sha256', '')
+
 # %% ../../nbs/operations/workflow.ipynb #788a59e9
 def summary_markdown(
     run: Run,  # with what has been done so far
@@ -197,6 +207,8 @@ def summary_markdown(
         lines += markdown_table(
             list(frame.columns), [list(row) for row in zip(*cell_texts(frame), strict=True)], range(1, frame.shape[1])
         )
+    if manifest := uploaded_manifest(run):
+        lines += ['', f'In the store with the manifest {manifest}']
     return (
         '\n'.join([*lines, *markdown_table(['stage', 'seconds', 'state'], _stages(run), range(1, 2)), *_written(run)])
         + '\n'
@@ -281,19 +293,31 @@ def baseline_command() -> None:
 
 # %% ../../nbs/operations/workflow.ipynb #17b8f8b9
 @runner_app.command('receive')
-def receive_command(run_id: Annotated[str, typer.Argument(help='A run that was uploaded.')]) -> None:
+def receive_command(
+    run_id: Annotated[str, typer.Argument(help='A run that was uploaded.')],
+    expect: Annotated[
+        str | None, typer.Option(help='The sha256 of its manifest, as it was approved: any other is refused.')
+    ] = None,
+) -> None:
     """Go on with a run that another machine has trained, judged and uploaded.
 
-    Example: `twotower runner receive 20260102_030405`
+    Example: `twotower runner receive 20260102_030405 --expect "$MANIFEST_SHA256"`
     """
-    run = receive(open_store(), run_id, installation().outputs)
+    if expect is not None and not re.fullmatch('[0-9a-f]{64}', expect):
+        raise SettingError(
+            f'--expect is {expect!r}, must be the sha256 of a manifest, as the summary of the upload says'
+        )
+    run = receive(open_store(), run_id, installation().outputs, expect or '')
     typer.echo(f'{headline(run)}\nin {run.path}')
 
 # %% ../../nbs/operations/workflow.ipynb #88110131
 @runner_app.command('summary')
 def summary_command(
     run_id: Annotated[str, typer.Argument(help='An id, or newest, latest, stable.')] = 'newest',
-    outputs: Annotated[Path | None, typer.Option(help='A file that gets `line=…`: the run in one line.')] = None,
+    outputs: Annotated[
+        Path | None,
+        typer.Option(help='A file that gets `line=…`, the run in one line, and `manifest_sha256=…`, of its upload.'),
+    ] = None,
 ) -> None:
     """Say what a run did, in Markdown; a run that never began is no error.
 
@@ -302,14 +326,14 @@ def summary_command(
     try:
         run = find_run(run_id)
     except InputError:
-        line = f'run {run_id} did not begin'
+        line, manifest = f'run {run_id} did not begin', ''
         text = f'## {escaped(line)}\n'
     else:
-        line, text = headline(run), summary_markdown(run)
+        line, text, manifest = headline(run), summary_markdown(run), uploaded_manifest(run)
     typer.echo(text)
     if outputs:
         with outputs.open('a', encoding='utf-8') as file:
-            file.write(f'line={line}\n')
+            file.write(f'line={line}\nmanifest_sha256={manifest}\n')
 
 # %% ../../nbs/operations/workflow.ipynb #247ab8f9
 @runner_app.command('notify')

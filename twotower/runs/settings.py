@@ -155,6 +155,9 @@ class PublishSettings(Settings):
     keep: int = parameter(
         5, 'prune keeps so many activations, what as many rollbacks return to, and so many uploads', ge=1
     )
+    manifest_sha256: str = parameter(
+        '', 'activate only the upload whose manifest has this sha256; empty: any of the run'
+    )
 
 # %% ../../nbs/runs/settings.ipynb #3e76f8c8
 class QualSettings(Settings):

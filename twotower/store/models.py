@@ -112,10 +112,11 @@ def activate(
     store: Store,  # where the run is
     run_id: str,  # an uploaded run
     allow_older: bool = False,  # True lets an older run replace a newer one
+    expected: str = '',  # sha256 of the manifest that was approved; empty: whatever is uploaded under this id
 ) -> dict:  # the activation that is in force afterwards
     "Make an uploaded run the active one."
     with tempfile.TemporaryDirectory() as scratch:
-        manifest, found = download_run(store, run_id, Path(scratch))
+        manifest, found = download_run(store, run_id, Path(scratch), expected)
         created = datetime.fromisoformat(manifest['created_at'])
         for _ in range(20):
             now = active(store)

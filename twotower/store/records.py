@@ -130,7 +130,7 @@ def by_store_clock(
 def read_manifest(
     store: Store,  # where from
     run_id: str,  # an uploaded run
-    expected: str = '',  # sha256 that the manifest must have, if known
+    expected: str = '',  # sha256 that the manifest must have, if known: that of an activation, or the one that was approved
 ) -> tuple[dict, str]:  # the manifest and its sha256
     "The manifest of an uploaded run."
     key = key_of('runs', run_id, MANIFEST)
@@ -141,7 +141,8 @@ def read_manifest(
     manifest, found = parse(content, ManifestRecord, key), hashlib.sha256(content).hexdigest()
     if expected and found != expected:
         raise OutsideError(
-            f'{key} is not the one that was activated: sha256 {found}, must be {expected}; roll back, and publish a new run'
+            f'{key} is not the one that was activated or approved: sha256 {found}, must be {expected}; '
+            'somebody has put another one in its place: publish a new run, and roll back if this one is active'
         )
     names = set(manifest['files'])
     if manifest['run_id'] != run_id or not {*FIRST_FILES, METRICS} <= names <= set(PUBLISHED):
