@@ -11,11 +11,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed-$(firstword $(shell cat pyproject.toml constraints.txt requirements/*.txt | cksum))
+STAMP := $(VENV)/.installed-$(firstword $(shell cat pyproject.toml constraints.txt | cksum))
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 UV := .lowest/bin/uv pip
-HASHED := install --require-hashes --no-deps
-TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .PHONY: help install demo test lab readme docs ci lock lowest clean
 .SILENT:
@@ -29,11 +27,7 @@ $(STAMP):
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; choose one: make PYTHON=python3.12 ...")'
 	echo 'installing into $(VENV) (once, a few minutes)'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) $(HASHED) -r requirements/run.txt -r requirements/dev.txt
-# A build for CPUs, of a place that this machine's pip knows, spares a machine without a GPU gigabytes: PyPI has none for Linux. It has no hash here.
-	$(PIP) install --no-deps 'torch==$(TORCH)+cpu' 2> /dev/null || $(PIP) $(HASHED) -r requirements/torch.txt
-	$(PIP) install --no-deps --no-build-isolation -e .
-	$(PIP) check
+	$(PIP) install -c constraints.txt -e '.[docs,test]'
 	touch $@
 
 demo: install

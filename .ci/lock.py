@@ -1,7 +1,6 @@
-"""Write requirements/*.txt, what machines install, file by file with its hashes: `make lock`, after pyproject.toml or constraints.txt has changed.
+"""Write requirements/*.txt, what the workflows install beside secrets, each file with its hash: `make lock`, after pyproject.toml or constraints.txt has changed.
 
-run.txt is the package and what builds it, dev.txt what is beside that for tests and documentation. torch.txt is torch as PyPI has it, with what it brings for CUDA:
-a machine that has a CPU build at hand takes that instead. notify.txt is the little that a message to a chat needs.
+run.txt is what the package needs and what builds it; torch.txt is torch as PyPI has it, with what it brings for CUDA. notify.txt is the little that a message to a chat needs.
 """
 
 import re
@@ -11,14 +10,13 @@ from pathlib import Path
 from uv import find_uv_bin
 
 TOP = Path(__file__).resolve().parent.parent
-BUILD = ['editables', 'hatchling>=1.27']  # so that the package is built without asking a registry for a builder
+BUILD = ['hatchling>=1.27']  # so that the package is built without asking a registry for a builder
 NOTIFY = ['httpx', 'numpy', 'pyarrow', 'pydantic-settings', 'pyyaml', 'typer']  # what the command imports; a test looks
 OF_TORCH = re.compile(r'(torch|triton|cuda-|nvidia-)')
 
 
 def compiled(
     *needs: str,  # requirements beside those of the project
-    extras: tuple[str, ...] = (),  # of the project
     project: bool = True,  # False: only `needs`
 ) -> dict[str, str]:  # lines of a requirements file by name: version, marker, hashes
     "Resolve to the versions of constraints.txt, for every system and Python that the project allows."
@@ -33,7 +31,6 @@ def compiled(
         '--no-header',
     ]
     command += ['--python-version', '3.11', '-c', 'constraints.txt', '-', *['pyproject.toml'] * project]
-    command += [f'--extra={extra}' for extra in extras]
     text = subprocess.run(
         command, input='\n'.join(needs), check=True, text=True, stdout=subprocess.PIPE, cwd=TOP
     ).stdout
@@ -42,11 +39,10 @@ def compiled(
 
 def locked() -> dict[str, dict[str, str]]:  # entries by name of the file
     "What stands in each file."
-    run, every = compiled(*BUILD), compiled(*BUILD, extras=('docs', 'test'))
+    run = compiled(*BUILD)
     return {
         'run': {name: entry for name, entry in run.items() if not OF_TORCH.match(name)},
         'torch': {name: entry for name, entry in run.items() if OF_TORCH.match(name)},
-        'dev': {name: entry for name, entry in every.items() if run.get(name) != entry},  # or only for another Python
         'notify': compiled(*BUILD, *NOTIFY, project=False),
     }
 
