@@ -843,6 +843,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'twotower.model.export._Sparse.forward': ( 'model/export.html#_sparse.forward',
                                                                                   'twotower/model/export.py'),
                                        'twotower.model.export._Sparse.side': ('model/export.html#_sparse.side', 'twotower/model/export.py'),
+                                       'twotower.model.export._filled_up': ('model/export.html#_filled_up', 'twotower/model/export.py'),
                                        'twotower.model.export.export_onnx': ('model/export.html#export_onnx', 'twotower/model/export.py'),
                                        'twotower.model.export.export_sparse_onnx': ( 'model/export.html#export_sparse_onnx',
                                                                                      'twotower/model/export.py'),
