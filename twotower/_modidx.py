@@ -455,6 +455,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'twotower/database/people.py'),
                                           'twotower.database.people.load_profiles': ( 'database/people.html#load_profiles',
                                                                                       'twotower/database/people.py'),
+                                          'twotower.database.people.note_accounts': ( 'database/people.html#note_accounts',
+                                                                                      'twotower/database/people.py'),
                                           'twotower.database.people.save_decisions': ( 'database/people.html#save_decisions',
                                                                                        'twotower/database/people.py'),
                                           'twotower.database.people.save_profiles': ( 'database/people.html#save_profiles',
