@@ -75,3 +75,32 @@ def test_an_older_project_gives_nobody_a_right_to_our_own_tables(empty_database,
             for right in ('SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER'):
                 granted = conn.execute('SELECT has_table_privilege(%s, %s, %s)', [role, table, right]).fetchone()[0]
                 assert not granted, (role, right)
+
+
+SETTINGS = ['hnsw.iterative_scan', 'hnsw.ef_search', 'hnsw.max_scan_tuples']
+ASK = [
+    f"recommend_videos('{ANN}')",
+    f"recommend_videos('{ANN}', 20, ARRAY['t'])",
+    f"similar_videos('{ids(1)[0]}')",
+    "recommend_videos('00000000-0000-0000-0000-000000000000')",  # whom nobody knows
+]
+
+
+@pytest.mark.parametrize('ask', ASK)
+def test_the_settings_of_the_caller_are_theirs_again(shop, ask):
+    def settings(conn):
+        return [conn.execute(f'SHOW {name}').fetchone()[0] for name in SETTINGS]
+
+    with connect(shop.info.dsn) as conn, conn.transaction():
+        conn.execute("SELECT '[1]'::halfvec")  # loads pgvector
+        before = settings(conn)
+        conn.execute(f'SELECT count(*) FROM {ask}')
+        assert settings(conn) == before == ['off', '40', '20000']
+        theirs = ['relaxed_order', '7', '4000']
+        for name, value in zip(SETTINGS, theirs, strict=True):
+            conn.execute(f'SET LOCAL {name} = {value}')
+        conn.execute(f'SELECT count(*) FROM {ask}')
+        assert settings(conn) == theirs
+        with pytest.raises(psycopg.errors.InvalidParameterValue), conn.transaction():
+            conn.execute(f"SELECT * FROM similar_videos('{ids(1)[0]}', 0)")
+        assert settings(conn) == theirs

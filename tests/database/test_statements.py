@@ -123,6 +123,7 @@ WORK = {
     'videos.missing_videos': lambda conn: [
         [*catalogue.missing_videos(conn, 'm2', include_existing=every)] for every in (False, True)
     ],
+    'people.note_accounts': lambda conn: people.note_accounts(conn),
     'people.load_profiles': lambda conn: people.load_profiles(conn),
     'people.load_decisions': lambda conn: people.load_decisions(conn),
     'people.live_from people.find_live': lambda conn: [people.find_live(conn, part) for part in ('', 'a0')],
@@ -139,7 +140,7 @@ WORK = {
     'lease.take_turn lease.give_back lease.leased lease.promise lease.promised': take_turns,
     'erasure.without_account': lambda conn: erasure.without_account(conn, pa.array([ANN, BEN])),
     'erasure.remove_erased': lambda conn: [
-        erasure.remove_erased(conn, least, dry_run) for least in (None, 2) for dry_run in (True, False)
+        erasure.remove_erased(conn, least, dry_run, 'm2') for least in (None, 2) for dry_run in (True, False)
     ],
     'videos.lacking_videos': lambda conn: catalogue.lacking_videos(conn, 'm1', ids(2)),
     'videos.refers_to_videos changes.opinions': lambda conn: changes.opinions(conn),

@@ -8,16 +8,17 @@ import pytest
 from toys import blessed_run, decide, rows_written, state, videos
 
 from twotower.base.errors import GateError, OutsideError
-from twotower.base.tables import as_uuid
+from twotower.base.tables import USER, as_uuid, embeddings_schema, read_table
 from twotower.daily import bring_model
 from twotower.database.connections import connect
-from twotower.database.embeddings import recommend
+from twotower.database.embeddings import recommend, save_embeddings
 from twotower.database.people import save_profiles
+from twotower.database.schema import migrate
 from twotower.database.videos import save_videos
 from twotower.embedding.live import embed_live
 from twotower.embedding.reflect import reflect
 from twotower.embedding.turn import turn
-from twotower.runs.run import create_run
+from twotower.runs.run import USER_EMBEDDINGS, create_run
 from twotower.runs.settings import EmbedSettings
 from twotower.store.models import activate, rollback, upload
 from twotower.store.opening import open_store
@@ -205,6 +206,90 @@ def test_who_leaves_leaves_nothing(database, weeks, home, theirs):
     assert gone(database, 'ann')
     assert gone(database, 'bob')
     assert len(recommend(database, 'reviewer 7', 3)) == 3  # never had an account, and was asked for
+
+
+ELI = 'eeeeeeee-eeee-4eee-8eee-eeeeeeeeeeee'  # the id of an account, as a product makes it
+
+
+@pytest.fixture
+def their_profiles(empty_database, home, monkeypatch):
+    "A database whose table of people, with Bob and Eli in it, belongs to somebody else; users have embeddings since a training."
+    monkeypatch.setenv('REMOTE_DATABASE_URL', empty_database)
+    with connect(empty_database) as conn:
+        conn.execute('CREATE TABLE profiles (user_id uuid PRIMARY KEY, nickname text)')
+        migrate(conn)
+        assert conn.execute("SELECT FROM pg_trigger WHERE tgname = 'twotower_forget'").fetchone() is None
+        conn.execute('INSERT INTO profiles VALUES (%s), (%s)', [as_uuid('bob'), ELI])
+        save_videos(conn, videos(range(12)))
+        yield conn
+
+
+@pytest.mark.fault(
+    'somebody whom training embedded leaves, and the table of accounts is not ours',
+    sees='nothing; the next run that writes leaves nothing of them',
+)
+@pytest.mark.parametrize(
+    'how', ['written by a run', 'saved by a program', 'there before this release', 'there before migrate']
+)
+def test_whom_training_embedded_and_who_leaves_at_once_leaves_nothing(their_profiles, home, how):
+    conn, users = their_profiles, ('bob', ELI, 'reviewer 7')
+    run = blessed_run(conn, 'one', 0, users)
+    if how == 'written by a run':
+        write(conn, run, home, WEEKLY.but(include_users=True))
+    else:
+        save_embeddings(conn, read_table(run.model / USER_EMBEDDINGS, embeddings_schema(USER)), USER, run.id)
+        write(conn, run, home, WEEKLY)
+    publish(run)
+    if how.startswith('there before'):
+        conn.execute('DELETE FROM twotower_live_users')
+    if how == 'there before migrate':
+        conn.execute("DELETE FROM twotower_migrations WHERE name = '0044_accounts.sql'")
+        migrate(conn)
+    save_profiles(conn, ['fay'])
+    conn.execute('DELETE FROM profiles WHERE user_id = ANY (%s)', [[as_uuid('bob'), ELI]])
+    write(conn, daily(home, 'd1'), home)
+    assert gone(conn, ELI)
+    assert gone(conn, 'bob') is (
+        how != 'there before this release'
+    )  # by his id he could be a reviewer, and nobody noted it
+    assert len(recommend(conn, 'reviewer 7', 3)) == 3
+
+
+def test_where_nobody_has_an_account_nobody_has_left(their_profiles, home):
+    conn = their_profiles
+    conn.execute('DELETE FROM profiles')
+    run = blessed_run(conn, 'one', 0, (ELI, 'reviewer 7'))
+    write(conn, run, home, WEEKLY.but(include_users=True))
+    publish(run)
+    write(conn, daily(home, 'd1'), home)
+    for user in (ELI, 'reviewer 7'):
+        assert len(recommend(conn, user, 3)) == 3
+
+
+def test_what_only_another_model_knew_goes_with_it(database, weeks, home):
+    """A reviewer of the second model's training: after the rollback their vector would find no video, and stay for ever."""
+    decide(database, ('cleo', 'c3', 'dislike', 4))
+    three = blessed_run(database, 'three', 3, ('bob', 'cleo', 'reviewer 8'), 3)
+    write(database, three, home, WEEKLY.but(include_users=True))
+    publish(three)
+    assert not gone(database, 'reviewer 8')
+    rollback(open_store())
+    write(database, daily(home, 'd1'), home)
+    assert models(database) == {'one'}
+    assert gone(database, 'reviewer 8')
+    assert gone(database, 'cleo')  # who likes nothing
+    assert not gone(database, 'bob')
+
+
+def test_a_like_of_a_video_that_is_gone_does_not_count(database, home):
+    save_videos(database, videos(range(12)))
+    decide(database, ('bob', 'c0', 'like', 2), ('cleo', 'c1', 'like', 2))
+    database.execute('ALTER TABLE user_video_decisions DROP CONSTRAINT user_video_decisions_video_id_fkey')
+    database.execute("DELETE FROM videos WHERE content_id = 'c1'")
+    run = blessed_run(database, 'one', 0, ('bob', 'cleo'))
+    counts = reflect(database, run, include_users=True, dry_run=False, min_user_interactions=1)
+    assert counts.loc[0, ['rows', 'inserted', 'too few likes']].tolist() == [2, 1, 1]
+    assert gone(database, 'cleo')
 
 
 def test_who_leaves_while_they_are_embedded_leaves_nothing(database, weeks, home):

@@ -19,8 +19,10 @@ import pyarrow.compute as pc
 
 from ..base.errors import InputError
 from ..base.tables import DIMENSION, EMBEDDING, USER, VIDEO, as_uuid, as_uuids, conform, embeddings_schema
+from .changes import opinions
 from .connections import Connection, retried, transaction
-from .schema import check_schema
+from .people import note_accounts
+from .schema import check_schema, schema_problems
 from .sql import advisory_lock, build, full_name, named
 
 # %% ../../nbs/database/embeddings.ipynb #b5469a74
@@ -139,7 +141,7 @@ _TAKE_OUT = """
 _FEW = """
     (
         SELECT count(*) FROM public.user_video_decisions liked
-        WHERE liked.user_id = new.id AND lower(liked.decision_type::text) = 'like'
+        WHERE liked.user_id = new.id AND lower(liked.decision_type::text) = 'like' AND {opinions}
     ) < %s
 """
 
@@ -159,7 +161,8 @@ def _take_out_missing(conn: psycopg.Connection, name: str, key: str) -> tuple[in
 
 def _take_out_few(conn: psycopg.Connection, least: int) -> int:
     "Take out users with fewer than `least` likes: how many."
-    return conn.execute(_TAKE_OUT.format(condition=named(_FEW)), [least]).fetchone()[0]
+    few = _FEW.format(opinions=opinions(conn))
+    return conn.execute(named(_TAKE_OUT.format(condition=few)), [least]).fetchone()[0]
 
 # %% ../../nbs/database/embeddings.ipynb #e0a58ed5
 _CHANGED = """
@@ -239,6 +242,8 @@ def save_embeddings(
         names['changed'] = (_CHANGED if compare else _ALL).format(**names)
         with nullcontext() if dry_run else _built_at_once(conn, name):
             counts = dict(conn.execute((_COUNT if dry_run else _MERGE).format(**names), values).fetchall())
+        if key == USER and not dry_run and not schema_problems(conn, ['profiles'], 'read'):
+            note_accounts(conn)
         counts = {'inserted': counts.get(True, 0), 'updated': counts.get(False, 0), 'missing': missing, 'few': few}
         return {'rows': rows, **counts, 'unchanged': rows - sum(counts.values()), 'missing_ids': first}
 

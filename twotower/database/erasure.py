@@ -13,18 +13,10 @@ import pyarrow.compute as pc
 from ..base.tables import as_uuids
 from .changes import opinions
 from .connections import transaction
+from .people import note_accounts
 from .schema import check_schema
 from .sql import advisory_lock, named
 from .videos import refers_to_videos
-
-# %% ../../nbs/database/erasure.ipynb #e0000006
-_NOTE = """
-    INSERT INTO public.twotower_live_users (user_id)
-    SELECT user_id FROM public.user_embeddings JOIN public.profiles USING (user_id)
-    WHERE NOT EXISTS (SELECT FROM public.twotower_live_users known WHERE known.user_id = user_embeddings.user_id)
-    ORDER BY user_id
-    ON CONFLICT DO NOTHING
-"""
 
 # %% ../../nbs/database/erasure.ipynb #e0000008
 _LEFT = """
@@ -63,7 +55,17 @@ _LEAVE = """
         SELECT user_id, true AS has_left FROM public.twotower_live_users known
         WHERE NOT EXISTS (SELECT FROM public.profiles WHERE profiles.user_id = known.user_id)
         UNION ALL
+        SELECT user_id, true FROM public.user_embeddings old
+        WHERE substr(user_id::text, 15, 1) <> '5' AND EXISTS (SELECT FROM public.profiles)
+            AND NOT EXISTS (SELECT FROM public.profiles WHERE profiles.user_id = old.user_id)
+        UNION ALL
         SELECT user_id, false FROM ({few}) few
+        UNION ALL
+        SELECT user_id, false FROM public.user_embeddings old
+        WHERE model_version <> %(version)s AND NOT EXISTS (
+            SELECT FROM public.user_video_decisions
+            WHERE user_video_decisions.user_id = old.user_id AND lower(decision_type::text) = 'like' AND {opinions}
+        )
     ) each
     GROUP BY user_id
 """
@@ -81,17 +83,19 @@ def remove_erased(
     min_interactions: int
     | None = None,  # likes below which an embedding made of decisions goes; None: whatever they are
     dry_run: bool = False,  # True only counts
+    model_version: str | None = None,  # of which all embeddings are that could be made; None: of any
 ) -> dict[str, int]:  # have_left, too_few (users), videos_gone
     "Remove the embeddings of who and what is no more, and of users with too few likes."
     check_schema(conn, ['profiles', 'user_video_decisions', 'user_embeddings', 'video_embeddings'], 'read')
     few = 'SELECT NULL::uuid AS user_id WHERE false' if min_interactions is None else _FEW
-    few = few.format(opinions=opinions(conn))
+    known = opinions(conn)
+    leave = _LEAVE.format(few=few.format(opinions=known), opinions=known)
     with transaction(conn, 'removing who has left'):
         advisory_lock(conn, 'live users')
         conn.execute('DROP TABLE IF EXISTS pg_temp.leaving')
         if not dry_run:
-            conn.execute(named(_NOTE))
-        conn.execute(named(_LEAVE.format(few=few)), {'least': min_interactions})
+            note_accounts(conn)
+        conn.execute(named(leave), {'least': min_interactions, 'version': model_version})
         counted = conn.execute(
             'SELECT count(*) FILTER (WHERE has_left), count(*) FILTER (WHERE NOT has_left) FROM leaving'
         )

@@ -92,7 +92,8 @@ def reflect(
             _save_run(conn, run, version, include_users, least, dry_run) if rows == 'run' else (),
             _save_stranded(conn, run, version, dry_run) if rows != 'none' else (),
         )
-        return list(chain(*parts)), remove_erased(conn, min_interactions, dry_run)
+        made = version if rows != 'none' and not dry_run else None
+        return list(chain(*parts)), remove_erased(conn, min_interactions, dry_run, made)
 
     (saved, removed), table = retried(conn, f'reflecting run {run.id}', work), []
     for key, name in ((USER, 'users'), (VIDEO, 'videos')):

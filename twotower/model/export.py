@@ -145,12 +145,22 @@ def sparse_session(
     return onnx_session(path, threads, SPARSE_INPUTS)
 
 # %% ../../nbs/model/export.ipynb #70c60d71
+_TOGETHER = 4  # places that onnxruntime multiplies at a time
+
+
+def _filled_up(counts: np.ndarray) -> np.ndarray:
+    "How many places rows of some lengths take."
+    return -(-counts // _TOGETHER) * _TOGETHER
+
+
 def padded(
     matrix: sparse.csr_matrix,  # (n, width)
-) -> tuple[np.ndarray, np.ndarray]:  # positions, int64 (n, L), and values, float32 (n, L); L is the longest row
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # positions, int64 (n, L), and values, float32 (n, L); L is the longest row, up to a multiple of 4
     "Positions and values of sparse rows, as the graph takes them."
     counts = np.diff(matrix.indptr)
-    used = np.arange(counts.max(initial=0)) < counts[:, None]
+    used = np.arange(_filled_up(counts.max(initial=0))) < counts[:, None]
     indices, values = np.full(used.shape, -1), np.zeros(used.shape, np.float32)
     indices[used], values[used] = matrix.indices, matrix.data
     return indices, values
@@ -166,7 +176,7 @@ def sparse_embed(
     "Embeddings of all rows, by the second graph."
     counts = np.diff(matrix.indptr)
     order = np.argsort(counts, kind='stable')
-    ordered, lengths = matrix[order], np.maximum(counts[order], 1)
+    ordered, lengths = matrix[order], np.maximum(_filled_up(counts[order]), 1)
     none = {name: np.zeros((0, 0), np.int64 if name.endswith('indices') else np.float32) for name in SPARSE_INPUTS}
     out, bounds = np.empty((len(counts), DIMENSION), np.float32), [0]
     while (start := bounds[-1]) < len(counts):
