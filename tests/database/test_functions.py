@@ -75,3 +75,24 @@ def test_an_older_project_gives_nobody_a_right_to_our_own_tables(empty_database,
             for right in ('SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER'):
                 granted = conn.execute('SELECT has_table_privilege(%s, %s, %s)', [role, table, right]).fetchone()[0]
                 assert not granted, (role, right)
+
+
+@pytest.mark.fault(
+    "a visitor binds a function of ours that has its owner's rights to a table of their own",
+    sees='permission denied',
+)
+@pytest.mark.parametrize('role', ['anon', 'authenticated'])
+def test_nobody_borrows_the_rights_of_a_trigger(empty_database, role):
+    bound = 'EXECUTE FUNCTION public.twotower_forget()'
+    with connect(empty_database) as conn:
+        conn.execute('ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON FUNCTIONS TO anon, authenticated')
+        migrate(conn)
+        save_embeddings(conn, vectors([ANN], key=USER), USER, 'm1')
+        conn.execute(f'SET ROLE {role}')
+        conn.execute('CREATE TEMP TABLE mine (user_id uuid)')
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            conn.execute(
+                f'CREATE TRIGGER t AFTER DELETE ON mine REFERENCING OLD TABLE AS gone FOR EACH STATEMENT {bound}'
+            )
+        rows = "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND has_function_privilege(%s, oid, 'EXECUTE') AND prorettype = 'trigger'::regtype"
+        assert conn.execute(rows, [role]).fetchall() == []
