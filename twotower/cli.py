@@ -88,6 +88,20 @@ class _Asked:
             raise SettingError(f'run {run.id} exists: {way}or choose another --run-id')
         return run
 
+# %% ../nbs/cli.ipynb #a0f10050
+def _carry_out(asked: _Asked, run: Run) -> tuple[str, str] | None:
+    "Run the stages; the one that failed and its error. Whoever is cut short learns how to go on."
+    try:
+        return run_chain(plan(asked.profile, asked.names, asked.given, run.id), run)
+    except KeyboardInterrupt as stop:
+        stage = next(iter(stop.args), asked.names[0])
+        typer.echo(f'interrupted; {asked.way_on(run, stage)}', err=True)
+        raise typer.Exit(130) from None
+    except OSError as error:  # not even a report could be written
+        typer.echo(f'error: {plain(disk_advice(error))}', err=True)
+        typer.echo(asked.way_on(run, asked.names[0]), err=True)
+        raise typer.Exit(1) from error
+
 # %% ../nbs/cli.ipynb #f51a26e5
 @app.command('run')
 def run_command(
@@ -123,12 +137,7 @@ def run_command(
     run = asked.open(run_id, resume=first is not None)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     typer.echo(f'run {run.id}, profile {profile}')
-    try:
-        failed = run_chain(plan(profile, names, given, run.id), run)
-    except KeyboardInterrupt as stop:
-        stage = next(iter(stop.args), names[0])
-        typer.echo(f'interrupted; {asked.way_on(run, stage)}', err=True)
-        raise typer.Exit(130) from None
+    failed = _carry_out(asked, run)
     if failed:
         stage, error = failed
         typer.echo(f'error: {stage}: {plain(error)}', err=True)

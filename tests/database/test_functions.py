@@ -104,3 +104,24 @@ def test_the_settings_of_the_caller_are_theirs_again(shop, ask):
         with pytest.raises(psycopg.errors.InvalidParameterValue), conn.transaction():
             conn.execute(f"SELECT * FROM similar_videos('{ids(1)[0]}', 0)")
         assert settings(conn) == theirs
+
+
+@pytest.mark.fault(
+    "a visitor binds a function of ours that has its owner's rights to a table of their own",
+    sees='permission denied',
+)
+@pytest.mark.parametrize('role', ['anon', 'authenticated'])
+def test_nobody_borrows_the_rights_of_a_trigger(empty_database, role):
+    bound = 'EXECUTE FUNCTION public.twotower_forget()'
+    with connect(empty_database) as conn:
+        conn.execute('ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON FUNCTIONS TO anon, authenticated')
+        migrate(conn)
+        save_embeddings(conn, vectors([ANN], key=USER), USER, 'm1')
+        conn.execute(f'SET ROLE {role}')
+        conn.execute('CREATE TEMP TABLE mine (user_id uuid)')
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            conn.execute(
+                f'CREATE TRIGGER t AFTER DELETE ON mine REFERENCING OLD TABLE AS gone FOR EACH STATEMENT {bound}'
+            )
+        rows = "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND has_function_privilege(%s, oid, 'EXECUTE') AND prorettype = 'trigger'::regtype"
+        assert conn.execute(rows, [role]).fetchall() == []

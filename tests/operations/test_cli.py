@@ -151,11 +151,15 @@ def test_a_failing_stage_stops_the_chain_and_can_be_resumed(project, twotower):
     assert states(run) == {'01_prep': True, '02_train': True, '03_eval': True}
 
 
-@pytest.mark.parametrize(('how', 'error'), [('killed', 'DeadKernelError: Kernel died'), ('exit', 'SystemExit: 0')])
+@pytest.mark.parametrize(
+    ('how', 'error'),
+    [('killed', 'RuntimeError: the process of 02_train was killed (SIGKILL)'), ('exit', 'SystemExit: 0')],
+)
 def test_a_stage_that_ends_without_a_word_has_failed(project, twotower, how, error):
     (project / 'params' / 'toy' / 'chain.yaml').write_text('stages: 02_train 03_eval\n')
     status, _, err = twotower('run', 'toy', '--run-id', 'r1', '-p', f'how={how}')
-    assert (status, err.splitlines()[0]) == (1, f'error: 02_train: {error}')
+    assert status == 1
+    assert err.startswith(f'error: 02_train: {error}')
     assert states(project / 'outputs' / 'runs' / 'r1') == {'02_train': False}
 
 

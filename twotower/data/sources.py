@@ -18,27 +18,40 @@ from zoneinfo import ZoneInfo
 import duckdb
 import pyarrow as pa
 
-from ..base.errors import InputError, SettingError
+from ..base.errors import InputError, OutsideError, SettingError, room_advice, tells_of_full_disk
 from ..base.inputs import input_files, let_duckdb_read, open_input
 from .columns import DECISIONS, REACTIONS, REVIEWS, Column, is_parquet, read_header
+from ..parallel.machine import processors
 from ..runs.settings import PrepSettings
 
 # %% ../../nbs/data/sources.ipynb #e19ccbc0
 @contextmanager
+def _room_for_scratch(folder: str) -> Iterator[None]:
+    "Say where room is wanted when the temporary folder is full, and not that a file can't be read."
+    try:
+        yield
+    except (duckdb.Error, InputError, SettingError) as error:
+        if not tells_of_full_disk(error) or ('max_temp_directory_size' not in str(error) and folder not in str(error)):
+            raise
+        said = str(error.__cause__ or error).strip().splitlines()[0]
+        raise OutsideError(f'the temporary folder is full: {room_advice(f"{folder}/")} ({said})') from error
+
+
+@contextmanager
 def workspace(
     time_zone: str = 'UTC',  # IANA name, for dates that carry no zone
     memory_limit: str = '',  # such as `3GB`; empty: DuckDB's default, 80 % of the memory
-    threads: int = 0,  # 0: all cores
+    threads: int = 0,  # 0: as many as this process has processors
 ) -> Iterator[duckdb.DuckDBPyConnection]:  # gone, with all its tables, when the block ends
     "A DuckDB database for the time of one stage."
     try:
         ZoneInfo(time_zone)
     except (KeyError, ValueError, OSError) as error:
         raise SettingError(f'time_zone is {time_zone!r}, must be an IANA name such as Asia/Tokyo') from error
-    with tempfile.TemporaryDirectory(prefix='twotower-') as folder:
+    with tempfile.TemporaryDirectory(prefix='twotower-') as folder, _room_for_scratch(folder):
         config = {'temp_directory': f'{folder}/spill'}
         config |= {'memory_limit': memory_limit} if memory_limit else {}
-        config |= {'threads': threads} if threads else {}
+        config |= {'threads': threads or processors()}
         try:
             con = duckdb.connect(f'{folder}/work.duckdb', config=config)
         except duckdb.Error as error:

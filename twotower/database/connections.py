@@ -23,7 +23,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 from ..base.errors import OutsideError, SettingError
 from ..base.settings import Environment, environment, installation, project_root
 from . import embedded
-from .advice import advice
+from .advice import advice, busy_advice
 
 # %% ../../nbs/database/connections.ipynb #20a76130
 _SECRET = ('password', 'sslpassword')  # the second one opens the key of a client's certificate
@@ -288,7 +288,7 @@ def transaction(
     what: str,  # the work, for the error message
 ) -> Iterator[None]:
     "One transaction, all or nothing; an error names the database and the work."
-    place = target(conn)
+    place, parameters = target(conn), conn.info.get_parameters()
     try:
         with conn.transaction():
             conn.execute(_SETTINGS)
@@ -299,7 +299,7 @@ def transaction(
             parts.append(
                 f'in a transaction are {sessions(conn)}: let them end, or SELECT pg_terminate_backend(process)'
             )
-        parts.append(_NEXT.get(error.sqlstate or ''))
+        parts.append(_NEXT.get(error.sqlstate or '') or busy_advice(str(error), parameters))
         raise OutsideError(f'{place}: {what}: ' + '; '.join(p for p in parts if p)) from error
 
 # %% ../../nbs/database/connections.ipynb #6f01d71f

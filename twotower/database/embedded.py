@@ -27,7 +27,7 @@ from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
 from ..base.errors import OutsideError, SettingError
-from ..base.files import beside
+from ..base.files import beside, needs
 from ..parallel.machine import socket_place
 from ..base.settings import project_root
 
@@ -207,6 +207,19 @@ def _reason(
     todo = next(text for pattern, text in _TODO if re.search(pattern, '\n'.join(why)))
     return f'{" / ".join(line.strip() for line in why[:3])}: {todo.format(folder=folder)}'
 
+# %% ../../nbs/database/embedded.ipynb #a0f10041
+_SHARED = Path('/dev/shm')
+
+
+def _memory_options(
+    shared: Path = _SHARED,
+    least: int = 32 << 20,  # bytes
+) -> list[str]:  # of `initdb` and of the server
+    "Let shared memory be files in the data folder where the system has too little of it."
+    if shared.is_dir() and os.access(shared, os.W_OK) and shutil.disk_usage(shared).free >= least:
+        return []
+    return ['-c', 'dynamic_shared_memory_type=mmap']
+
 # %% ../../nbs/database/embedded.ipynb #708fc6ef
 def _create(folder: Path, version: int) -> None:
     "Make the data folder by `initdb`."
@@ -225,7 +238,8 @@ def _create(folder: Path, version: int) -> None:
         *(('--locale-provider=builtin', '--locale=C.UTF-8') if version > 16 else ('--locale=C',)),
     ]
     options += [part for setting in settings for part in ('-c', setting)]
-    code, said = _server_run('initdb', '-D', draft, '--no-sync', *options, version=version)
+    own = _memory_options()
+    code, said = _server_run('initdb', '-D', draft, '--no-sync', *options, *own, version=version)
     if code:
         raise OutsideError(f'initdb could not make a database in {folder}: {_reason(said, folder)}')
     os.rename(draft, folder / 'data')
@@ -257,7 +271,9 @@ def _boot(folder: Path, version: int) -> bool:
         _create(folder, version)
     _let_through(data, folder)
     _disown_pid(data)
-    return _server_run('pg_ctl', 'start', '--wait', '-D', data, '-l', data / 'log', version=version)[0] == 0
+    own = ['-o', ' '.join(options)] if (options := _memory_options()) else []
+    command = ['start', '--wait', '-D', data, '-l', data / 'log', *own]
+    return _server_run('pg_ctl', *command, version=version)[0] == 0
 
 # %% ../../nbs/database/embedded.ipynb #b2939e67
 _users: dict[Path, int] = {}  # the lock that this process holds, per folder
@@ -267,7 +283,8 @@ def _try_lock(path: Path) -> int | None:
     "The lock of a file, or None if somebody else has it."
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with needs('locks', path.parent):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
         return None
@@ -285,7 +302,8 @@ def start(
     version = _version(folder / 'data', version)
     if folder not in _users:
         _users[folder] = os.open(folder / 'users.lock', os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(_users[folder], fcntl.LOCK_SH)
+        with needs('locks', folder):
+            fcntl.flock(_users[folder], fcntl.LOCK_SH)
     dsn, began, booted = _dsn(folder), time.monotonic(), True
     while time.monotonic() < began + (60 if booted else 5):
         if (lock := _try_lock(folder / 'keeper.lock')) is not None:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,28 +18,29 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from ..base.errors import InputError, room_advice, tells_of_full_disk
 from ..base.files import atomic_file, read_json, write_json
 from ..parallel.machine import socket_place
 from .plan import Stage
 from ..runs.run import Run
 
 # %% ../../nbs/operations/execute.ipynb #c6a7215a
-def _stop(future: Future, started: list) -> None:
+def _stop(future: Future, started: list[subprocess.Popen]) -> None:
     "Interrupt the kernel, so that it can tidy up; after ten seconds, or if asked again, kill it."
     patience, asked = time.monotonic() + 10, set()
     while not future.done():
         late = time.monotonic() > patience
         try:
-            for pid in started if late else set(started) - asked:
-                asked.add(pid)
+            for process in started if late else set(started) - asked:
+                asked.add(process)
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL if late else signal.SIGINT)
+                    os.kill(process.pid, signal.SIGKILL if late else signal.SIGINT)
             time.sleep(0.2)
         except KeyboardInterrupt:
             patience = 0
 
 # %% ../../nbs/operations/execute.ipynb #1fc319b6
-def _watch(future: Future, started: list, tick: Callable, told: Path) -> None:
+def _watch(future: Future, started: list[subprocess.Popen], tick: Callable, told: Path) -> None:
     "Wait for the stage, and pass on what it says of its progress."
     try:
         while not future.done():
@@ -62,6 +64,38 @@ def _complete(content: dict, error: BaseException | None, log: str) -> None:
         (begun or cells)[-1]['outputs'].append(
             {'output_type': 'error', 'ename': name, 'evalue': text, 'traceback': lines}
         )
+
+# %% ../../nbs/operations/execute.ipynb #a0f10021
+def _died(started: list[subprocess.Popen], stage: str, kills: int | None) -> RuntimeError | None:
+    "How the kernel of a stage died, if it did; `kills`: how many the system had killed when it began."
+    from twotower.runs.kernels import how_it_died, out_of_memory_kills
+
+    if not started:
+        return None
+    now = out_of_memory_kills()
+    more = now - kills if now is not None and kills is not None else None
+    return RuntimeError(how_it_died(started[-1].poll(), stage, more))
+
+
+def _advise(content: dict, run: Run) -> None:
+    "Add to an error of a full disk which disk that is, and what to do."
+    for cell in content['cells']:
+        for output in cell.get('outputs', []):
+            if (
+                output['output_type'] == 'error'
+                and tells_of_full_disk(said := output['evalue'])
+                and 'make room' not in said
+            ):
+                output['evalue'] = f'{said}: {room_advice(said, [run.outputs])}'
+                output['traceback'].append(f'{output["ename"]}: {output["evalue"]}')
+
+# %% ../../nbs/operations/execute.ipynb #a0f10024
+def _executed(draft: Path, source: Path) -> dict:
+    "The notebook as far as it was executed and written."
+    try:
+        return read_json(draft)
+    except InputError:
+        return read_json(source)
 
 # %% ../../nbs/operations/execute.ipynb #918e8c3e
 def _withheld(stage: str, error: Exception) -> dict:
@@ -120,13 +154,13 @@ def execute(
     "Run one stage; its notebook and its page are written in any case."
     import papermill
 
-    from twotower.runs.kernels import stage_kernel
+    from twotower.runs.kernels import out_of_memory_kills, stage_kernel
     from twotower.runs.pages import failure
 
     logging.getLogger('papermill').setLevel(logging.CRITICAL)
     target = run.reports / f'{stage.name}.ipynb'
     with tempfile.TemporaryDirectory(prefix='twotower-', dir=socket_place()) as name, ThreadPoolExecutor(1) as pool:
-        folder, started, since = Path(name), [], time.time()
+        folder, started, since, kills = Path(name), [], time.time(), out_of_memory_kills()
         draft = folder / target.name
         future = pool.submit(
             papermill.execute_notebook,
@@ -140,9 +174,11 @@ def execute(
         try:
             _watch(future, started, tick, folder / 'progress')
         finally:
-            content = read_json(draft if draft.exists() else stage.notebook)
-            log = folder / 'kernel.log'
-            _complete(content, future.exception(), log.read_text(errors='replace') if log.exists() else '')
+            content, error, log = _executed(draft, stage.notebook), future.exception(), folder / 'kernel.log'
+            if type(error).__name__ == 'DeadKernelError':
+                error = _died(started, stage.name, kills) or error
+            _complete(content, error, log.read_text(errors='replace') if log.exists() else '')
+            _advise(content, run)
             content = _keep(content, run, target, folder, since)
     return failure(content)
 

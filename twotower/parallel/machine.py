@@ -24,11 +24,18 @@ def _quota(
         if group.is_relative_to(root) and (group / 'cpu.max').is_file():
             allowed, period = (group / 'cpu.max').read_text().split()
             quotas += [] if allowed == 'max' else [int(allowed) / int(period)]
-    first = root / 'cpu'  # version 1
-    if (first / 'cpu.cfs_quota_us').is_file():
-        allowed, period = (int((first / f'cpu.cfs_{name}_us').read_text()) for name in ('quota', 'period'))
-        quotas += [allowed / period] if allowed > 0 else []
-    return min(quotas)
+    return min([*quotas, *_first_quotas(root / 'cpu', lines)])
+
+
+def _first_quotas(root: Path, lines: list[str]) -> list[float]:
+    "The same of version 1; a container has its own group at the root, whatever its name is outside."
+    named = [line.split(':')[2].lstrip('/') for line in lines if 'cpu' in line.split(':')[1].split(',')]
+    groups, quotas = {group for name in ['', *named] for group in [root / name, *(root / name).parents]}, []
+    for group in groups:
+        if group.is_relative_to(root) and (group / 'cpu.cfs_quota_us').is_file():
+            allowed, period = (int((group / f'cpu.cfs_{name}_us').read_text()) for name in ('quota', 'period'))
+            quotas += [allowed / period] if allowed > 0 else []
+    return quotas
 
 
 def processors() -> int:  # 1 or more

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..base.errors import OutsideError, disk_advice
-from ..base.files import atomic_file, beside, fsync, remove_drafts
+from ..base.files import atomic_file, beside, fsync, needs, remove_drafts
 from .contract import SMALL, ExistsError, MissingError, Store, check_key, too_large
 
 # %% ../../nbs/store/local.ipynb #d8bc2451
@@ -35,7 +35,8 @@ def _place(path: Path, target: Path, create_only: bool) -> None:
         shutil.copyfile(path, draft)
         fsync(draft)
         if create_only:
-            os.link(draft, target)
+            with needs('hard links', target.parent):
+                os.link(draft, target)
         else:
             os.replace(draft, target)
         fsync(target.parent)
