@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import subprocess
@@ -420,7 +421,7 @@ SEEDS = [int(seed) for seed in os.environ.get('SEEDS', '1').split()]  # more of 
 
 def embed_in_turn(conn, run, home, params) -> None:
     "What 04_embed does; who is about to publish is waited for only a moment."
-    with turn(conn, run, wait=60, promised_for=0.3) as check:
+    with turn(conn, run, wait=30, promised_for=0.3) as check:
         live = embed_live(conn, run, params, home / 'outputs' / 'live')
         reflect(conn, run, params.rows, False, False, live, params.min_interactions, check=check)
 
@@ -463,6 +464,8 @@ def side_by_side(monkeypatch, rng, usual, *works) -> list[int]:
         children.append((child, handle, timer))
     ended = []
     for child, handle, timer in children:
+        if not select.select([handle], [], [], 180)[0]:
+            os.kill(child, signal.SIGABRT)  # says where it hangs, and fails
         ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         timer.cancel()
         if timer.is_alive():
