@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .base.errors import InputError, SettingError
+from .base.errors import InputError, OutsideError, SettingError
 from .base.settings import installation
 from .runs.run import Run, find_run
 from .store.contract import Store
@@ -71,6 +71,7 @@ def perform(
     allow_older: bool = False,  # True lets an older run or activation replace a newer one
     dry_run: bool = False,  # True: `fetch` leaves the folder as it is; for the store, see `Rehearsal`
     keep: int = 5,  # what `prune` keeps
+    prune_after: bool = False,  # True: prune after an activation
 ) -> list[str]:  # the runs that were pruned
     "Carry out an action; `publish` is upload and activate."
     if action in ('upload', 'publish'):
@@ -83,4 +84,9 @@ def perform(
         now = fetch(store, folder, allow_older, dry_run)
         if run.path.is_dir() and not dry_run:
             adopt(run, folder / now['run_id'])
+    if action in ('activate', 'publish') and prune_after:
+        try:
+            return prune(store, keep)
+        except OutsideError as error:
+            raise OutsideError(f'run {run.id} is active, but what is old could not be pruned: {error}') from error
     return prune(store, keep) if action == 'prune' else []

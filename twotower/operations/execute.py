@@ -11,13 +11,13 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from ..base.files import atomic_file, read_json, write_json
+from ..base.holds import ScratchFolder, using
 from ..parallel.machine import socket_place
 from .plan import Stage
 from ..runs.run import Run
@@ -125,7 +125,7 @@ def execute(
 
     logging.getLogger('papermill').setLevel(logging.CRITICAL)
     target = run.reports / f'{stage.name}.ipynb'
-    with tempfile.TemporaryDirectory(prefix='twotower-', dir=socket_place()) as name, ThreadPoolExecutor(1) as pool:
+    with ScratchFolder(socket_place()) as name, ThreadPoolExecutor(1) as pool:
         folder, started, since = Path(name), [], time.time()
         draft = folder / target.name
         future = pool.submit(
@@ -174,16 +174,17 @@ def run_chain(
     from twotower.runs.index_page import index_page
 
     width = max(len(stage.name) for stage in stages)
-    for stage in stages:
-        clock = _Clock(stage.name, width)
-        try:
-            error = execute(stage, run, clock.tick)
-        except KeyboardInterrupt:
-            clock.end('interrupted')
-            raise KeyboardInterrupt(stage.name) from None
-        finally:
-            index_page(run, [stage.name for stage in stages])
-        clock.end('failed' if error else '')
-        if error:
-            return stage.name, error
+    with using(run.path):
+        for stage in stages:
+            clock = _Clock(stage.name, width)
+            try:
+                error = execute(stage, run, clock.tick)
+            except KeyboardInterrupt:
+                clock.end('interrupted')
+                raise KeyboardInterrupt(stage.name) from None
+            finally:
+                index_page(run, [stage.name for stage in stages])
+            clock.end('failed' if error else '')
+            if error:
+                return stage.name, error
     return None
