@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'about', 'run_command', 'summary', 'secrets_command', 'doctor_command', 'movielens', 'migrate_command',
-           'videos', 'sweep_command', 'qual_command', 'main']
+           'videos', 'sweep_command', 'tidy_command', 'qual_command', 'main']
 
 # %% ../nbs/cli.ipynb #48a200d9
 import errno
@@ -25,8 +25,9 @@ from .base.settings import installation, project_file
 from .base.words import plain
 from .operations.completion import parameter_names, profile_names, run_ids, stage_names
 from .operations.execute import run_chain
-from .operations.plan import chain, named_values, plan
+from .operations.plan import chain, named_values, plan, runs_to_keep
 from .operations.summary import summary_lines
+from .operations.tidy import tidy
 from .operations.workflow import runner_app
 from .runs.parameters import declared
 from .runs.run import Run, create_run, find_run, stage_name
@@ -103,6 +104,13 @@ def _carry_out(asked: _Asked, run: Run) -> tuple[str, str] | None:
         raise typer.Exit(1) from error
 
 # %% ../nbs/cli.ipynb #f51a26e5
+def _end(run: Run, profile: str) -> None:
+    "Say how a run went, and remove old ones if the profile says how many stay."
+    typer.echo('\n' + '\n'.join(summary_lines(run)))
+    if (keep := runs_to_keep(profile)) and (gone := tidy(keep=keep, remove=True)):
+        typer.echo(f'tidied: {len(gone)} old folders were removed, such as {gone[0]}')
+
+# %% ../nbs/cli.ipynb #c0de3002
 @app.command('run')
 def run_command(
     profile: Annotated[
@@ -144,7 +152,7 @@ def run_command(
         typer.echo(f'report: {run.reports / stage}.html', err=True)
         typer.echo(asked.way_on(run, stage), err=True)
         raise typer.Exit(1)
-    typer.echo('\n' + '\n'.join(summary_lines(run)))
+    _end(run, profile)
 
 # %% ../nbs/cli.ipynb #f65ca692
 @app.command()
@@ -264,6 +272,23 @@ def sweep_command(
     typer.echo(f'best: {best}\ntable: {table}')
     if write:
         typer.echo(f'written: {keep_best(profile, best)}')
+
+# %% ../nbs/cli.ipynb #c0de3001
+@app.command('tidy')
+def tidy_command(
+    keep: Annotated[
+        int, typer.Option(help='So many runs that trained a model, so many others, so many folders of live.')
+    ] = 10,
+    remove: Annotated[bool, typer.Option('--remove', help='Remove them; without this they are listed.')] = False,
+) -> None:
+    """List or remove old runs of this machine, and what killed processes left in outputs/ and the temporary folder.
+
+    Example: `twotower tidy --keep 5 --remove`
+
+    What a link in outputs/ points to stays, such as latest and stable, and what was written to within a day.
+    """
+    found = tidy(keep=keep, remove=remove)
+    typer.echo('\n'.join([*map(str, found), f'{len(found)} {"removed" if remove else "would go, with --remove"}']))
 
 # %% ../nbs/cli.ipynb #6b23cb2d
 app.add_typer(runner_app, name='runner')

@@ -86,6 +86,7 @@ def perform(
     dry_run: bool = False,  # True: `fetch` leaves the folder as it is; for the store, see `Rehearsal`
     keep: int = 5,  # what `prune` keeps
     approved: str = '',  # sha256 of the one manifest that may be activated; empty: what is uploaded
+    prune_after: bool = False,  # True: prune after an activation
 ) -> tuple[str, list[str]]:  # sha256 of the manifest that was uploaded or activated; the runs that were pruned
     "Carry out an action; `publish` is upload and activate."
     found = upload_whole(store, run) if action in ('upload', 'publish') else ''
@@ -98,4 +99,9 @@ def perform(
         now = fetch(store, folder, allow_older, dry_run)
         if run.path.is_dir() and not dry_run:
             adopt(run, folder / now['run_id'])
+    if action in ('activate', 'publish') and prune_after:
+        try:
+            return found, prune(store, keep)
+        except OutsideError as error:
+            raise OutsideError(f'run {run.id} is active, but what is old could not be pruned: {error}') from error
     return found, prune(store, keep) if action == 'prune' else []

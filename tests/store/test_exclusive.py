@@ -1,5 +1,7 @@
 """Many publishers, hostile records and kills between any two requests: one winner each, and records that stay as they are."""
 
+import ast
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -13,13 +15,15 @@ import httpx
 import pytest
 from stores import Bucket
 
+import twotower
 from twotower.base.errors import GateError, OutsideError
 from twotower.base.files import read_json, write_json
+from twotower.publish import perform
 from twotower.runs.run import MODEL_FILES, ONNX, PT
 from twotower.store.contract import ExistsError
 from twotower.store.models import activate, fetch, rollback, upload
 from twotower.store.pruning import list_runs, prune
-from twotower.store.records import MANIFEST, activations, active, append, key_of, read_activation
+from twotower.store.records import MANIFEST, activations, active, append, key_of, put_same, read_activation
 
 MANIFEST_OF = {'created_at': '2026-01-02T03:04:05+00:00'}
 
@@ -55,6 +59,32 @@ def test_of_eight_publishers_one_wins_each_of_twenty_rounds(place, tmp_path):
     assert sorted(p.name for p in tmp_path.glob('won-*')) == sorted(f'won-{a["seq"]}-{a["run_id"]}' for a in history)
     if isinstance(place, Bucket):
         assert not [key for key in place.server.objects if key.startswith('.')]  # the losers' drafts are gone
+
+
+def _activate_in_turn(place, runs: list[str], barrier) -> None:
+    store = place.open(timeout=60) if isinstance(place, Bucket) else place.open()
+    barrier.wait()
+    for run_id in runs:
+        activate(store, run_id, allow_older=True)
+
+
+@pytest.mark.fault('four publishers activate eight times each, at once', sees='nothing: 32 activations, 32 records')
+def test_as_many_activations_as_records(place, toy_run):
+    runs = [[f'r{number}a', f'r{number}b'] * 4 for number in range(4)]
+    for number, names in enumerate(runs):
+        for second, run_id in enumerate(names[:2]):
+            upload(place.open(), toy_run(run_id, 1 + 2 * number + second))
+    fork = multiprocessing.get_context('fork')
+    barrier = fork.Barrier(4)
+    processes = [fork.Process(target=_activate_in_turn, args=(place, names, barrier)) for names in runs]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    assert [p.exitcode for p in processes] == [0] * 4
+    history = activations(place.open(), 100)
+    assert [a['seq'] for a in history] == list(range(32, 0, -1))
+    assert sorted(a['run_id'] for a in history) == sorted(name for names in runs for name in names)
 
 
 @pytest.mark.parametrize('place', ['supabase'], indirect=True)
@@ -189,6 +219,61 @@ def test_what_is_larger_than_the_manifest_says_is_not_downloaded(place, toy_run,
     assert place.server.count('GET /object/models/') == before + 1  # the manifest
 
 
+@pytest.mark.parametrize('place', ['supabase'], indirect=True)
+@pytest.mark.fault('a published copy was replaced by one of gigabytes', sees='nothing; it is not downloaded')
+def test_prune_downloads_nothing_that_is_larger_than_its_record(place, toy_run, tmp_path):
+    store, server = place.open(), place.server
+    for day, name in enumerate('abc', 1):
+        upload(store, toy_run(name, day))
+        activate(store, name)
+    (tmp_path / 'huge').write_bytes(bytes(5_000_000))
+    copy = 'two_tower_20260101_030405.onnx'
+    store.put(copy, tmp_path / 'huge', create_only=False)
+    assert prune(store, keep=1) == ['a']
+    assert server.count(f'GET /object/models/{copy}') == 0
+    assert (copy in store.list(''), 'two_tower_20260101_030405.pt' in store.list('')) == (True, False)
+    with pytest.raises(OutsideError, match=f'{copy} is already in .* with other content'):
+        put_same(store, copy, toy_run('d', 4).metrics)
+    assert server.count(f'GET /object/models/{copy}') == 0
+
+
+@pytest.mark.parametrize('place', ['supabase'], indirect=True)
+@pytest.mark.parametrize(
+    ('name', 'use'),
+    [(ONNX, lambda store: activate(store, 'a')), (MANIFEST, lambda store: prune(store, keep=1))],
+)
+def test_what_becomes_large_after_it_was_looked_at_is_not_downloaded(place, toy_run, name, use):
+    store, server = place.open(), place.server
+    for day, run in enumerate('abc', 1):
+        upload(store, toy_run(run, day))
+        if run != 'a' or name == MANIFEST:
+            activate(store, run)
+    for run in 'bc' if name == ONNX else '':
+        store.delete(store.list(key_of('runs', run)) | store.list(key_of('activations')))
+    key = key_of('runs', 'a', name)
+    huge = dataclasses.replace(server.objects[key], content=bytes(20_000_000), metadata=None)
+    looks = count(1)  # a manifest is read once before it is set aside
+
+    def late(request: str) -> bool:
+        fits = request == f'GET /object/info/models/{key}'
+        return fits and next(looks) == (1 if name == ONNX else 2)
+
+    server.fail(lambda: server.objects.update({key: huge}), late)
+    with pytest.raises(OutsideError, match=rf'{name} in .* is damaged: 20000000 bytes, must be at most \d+; roll back'):
+        use(store)
+
+
+def test_every_download_has_a_bound():
+    calls = [
+        (path.name, call.lineno, len(call.args))
+        for path in Path(twotower.__file__).parent.rglob('*.py')
+        for call in ast.walk(ast.parse(path.read_text(encoding='utf-8')))
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in ('store.get', 'self._layer(key).get')
+    ]
+    assert len(calls) > 6
+    assert [call for call in calls if call[2] < 3] == []
+
+
 @pytest.mark.parametrize('place', ['local'], indirect=True)
 def test_a_verdict_about_another_run_is_refused(place, toy_run):
     run = toy_run('a', 1)
@@ -239,11 +324,12 @@ def killed_after(n: int, work: Callable[[], object]) -> bool:
 
 WORK = {
     'upload': lambda store, run: upload(store, run),
+    'weekly': lambda store, run: perform(store, 'publish', run, Path('unused'), keep=1, prune_after=True),
     'activate': lambda store, run: activate(store, run.id),
     'rollback': lambda store, run: rollback(store, 'b'),
     'prune': lambda store, run: prune(store, keep=1),
 }
-ACTIVE = {'upload': {'b'}, 'activate': {'b', 'c'}, 'rollback': {'b', 'a'}, 'prune': {'b'}}
+ACTIVE = {'weekly': {'b', 'c'}, 'upload': {'b'}, 'activate': {'b', 'c'}, 'rollback': {'b', 'a'}, 'prune': {'b'}}
 
 
 @pytest.mark.parametrize('place', ['supabase'], indirect=True)
@@ -269,9 +355,9 @@ def test_sigkill_after_every_request(place, toy_run, what):
         assert now['seq'] == (3 if what in ('upload', 'prune') else 4)
         fetched = store.read(ONNX)
         assert fetched == (runs[now['run_id']].model / ONNX).read_bytes()
-        assert set(list_runs(store)['run']) == (
-            set('ab') if what == 'prune' else set('0abc') - set('c' * (what == 'rollback'))
-        )
+        left = {'prune': 'ab', 'rollback': '0ab', 'weekly': 'bc'}.get(what, '0abc')
+        assert set(list_runs(store)['run']) == set(left)
+        assert not [key for key in server.objects if key.startswith(key_of('pruned'))]
         drafts = [key for key in server.objects if key.startswith('.')]
         assert len(drafts) <= 1
         for key in drafts:

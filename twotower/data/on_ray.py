@@ -7,7 +7,6 @@ __all__ = ['read_blocks', 'survey', 'bounds_of', 'scatter', 'opine', 'of_day', '
 
 # %% ../../nbs/data/on_ray.ipynb #f7c03bc6
 import json
-import tempfile
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import pairwise
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..base.files import atomic_folder, write_json
+from ..base.holds import ScratchFolder
 from ..base.inputs import keep_inputs
 from ..base.tables import INTERACTIONS, ITEM_FEATURES, USER_FEATURES, as_uuid
 from .columns import read_header
@@ -165,7 +165,7 @@ def of_day(
 # %% ../../nbs/data/on_ray.ipynb #8b678a50
 def _parquet(tables: Iterator[pa.Table], schema: pa.Schema) -> bytes:
     "Tables as the content of a Parquet file."
-    with tempfile.TemporaryDirectory() as folder:
+    with ScratchFolder() as folder:
         write_parts(Path(folder) / 'part', tables, schema)
         return (Path(folder) / 'part').read_bytes()
 

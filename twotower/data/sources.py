@@ -9,7 +9,6 @@ __all__ = ['REJECTED', 'workspace', 'csv_scan', 'file_scan', 'text_scan', 'load_
 # %% ../../nbs/data/sources.ipynb #2571e5d1
 import csv
 import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ import duckdb
 import pyarrow as pa
 
 from ..base.errors import InputError, OutsideError, SettingError, room_advice, tells_of_full_disk
+from ..base.holds import ScratchFolder
 from ..base.inputs import input_files, let_duckdb_read, open_input
 from .columns import DECISIONS, REACTIONS, REVIEWS, Column, is_parquet, read_header
 from ..parallel.machine import processors
@@ -48,7 +48,7 @@ def workspace(
         ZoneInfo(time_zone)
     except (KeyError, ValueError, OSError) as error:
         raise SettingError(f'time_zone is {time_zone!r}, must be an IANA name such as Asia/Tokyo') from error
-    with tempfile.TemporaryDirectory(prefix='twotower-') as folder, _room_for_scratch(folder):
+    with ScratchFolder() as folder, _room_for_scratch(folder):
         config = {'temp_directory': f'{folder}/spill'}
         config |= {'memory_limit': memory_limit} if memory_limit else {}
         config |= {'threads': threads or processors()}

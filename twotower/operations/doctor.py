@@ -11,7 +11,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from packaging.version import Version
 
 from ..base.errors import TwotowerError
 from ..base.settings import environment, installation, project_file, project_root
+from ..base.holds import ScratchFolder
 from ..database import embedded
 from ..database.connections import Connection, DatabaseError, connect, describe
 from .leaks import known_secrets, masked, needles, vague
@@ -181,7 +181,7 @@ def check_database() -> Iterator[Finding]:
     "Check that the database answers, has pgvector, and has the tables."
     own = environment().database_url is None
     fresh = own and not (installation().embedded_database / 'data').exists()
-    with tempfile.TemporaryDirectory() as scratch:
+    with ScratchFolder() as scratch:
         try:
             with connect(embedded.start(Path(scratch), linger=1) if fresh else None) as conn:
                 kind = (

@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from ..base.errors import InputError, room_advice, tells_of_full_disk
 from ..base.files import atomic_file, read_json, write_json
+from ..base.holds import ScratchFolder, using
 from ..parallel.machine import socket_place
 from .plan import Stage
 from ..runs.run import Run
@@ -159,7 +159,7 @@ def execute(
 
     logging.getLogger('papermill').setLevel(logging.CRITICAL)
     target = run.reports / f'{stage.name}.ipynb'
-    with tempfile.TemporaryDirectory(prefix='twotower-', dir=socket_place()) as name, ThreadPoolExecutor(1) as pool:
+    with ScratchFolder(socket_place()) as name, ThreadPoolExecutor(1) as pool:
         folder, started, since, kills = Path(name), [], time.time(), out_of_memory_kills()
         draft = folder / target.name
         future = pool.submit(
@@ -210,16 +210,17 @@ def run_chain(
     from twotower.runs.index_page import index_page
 
     width = max(len(stage.name) for stage in stages)
-    for stage in stages:
-        clock = _Clock(stage.name, width)
-        try:
-            error = execute(stage, run, clock.tick)
-        except KeyboardInterrupt:
-            clock.end('interrupted')
-            raise KeyboardInterrupt(stage.name) from None
-        finally:
-            index_page(run, [stage.name for stage in stages])
-        clock.end('failed' if error else '')
-        if error:
-            return stage.name, error
+    with using(run.path):
+        for stage in stages:
+            clock = _Clock(stage.name, width)
+            try:
+                error = execute(stage, run, clock.tick)
+            except KeyboardInterrupt:
+                clock.end('interrupted')
+                raise KeyboardInterrupt(stage.name) from None
+            finally:
+                index_page(run, [stage.name for stage in stages])
+            clock.end('failed' if error else '')
+            if error:
+                return stage.name, error
     return None

@@ -98,7 +98,7 @@ def bring_input(
     key = key_of('inputs', path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        store.get(key, path)
+        store.get(key, path, store.list(key_of('inputs')).get(key))
     except MissingError as error:
         raise InputError(
             f'{path} is not here, and {key} is not in {store}: put it there with `twotower runner input {path.name} --upload`'

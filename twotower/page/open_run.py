@@ -18,6 +18,7 @@ from scipy import sparse
 
 from ..base.errors import InputError, TwotowerError
 from ..base.files import read_json
+from ..base.holds import using
 from ..base.settings import installation
 from twotower.base.tables import (
     DISLIKE, INTERACTIONS, ITEM_FEATURES, KIND, LIKE, NEUTRAL, PSEUDO, STARS, TIME, USER, VIDEO, as_uuid, conform,
@@ -71,6 +72,11 @@ def open_run(
     run: Run,  # with `prep/` and `model/`
 ) -> OpenRun:  # aligned
     "Read a run for looking at."
+    with using(run.path):
+        return _opened(run)
+
+
+def _opened(run: Run) -> OpenRun:
     user_ids, users = read_embeddings(run.model / USER_EMBEDDINGS, USER)
     item_ids, items = read_embeddings(run.model / VIDEO_EMBEDDINGS, VIDEO)
     videos = read_table(run.prep / ITEMS, ITEM_FEATURES)

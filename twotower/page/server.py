@@ -10,12 +10,12 @@ import json
 import logging
 import os
 import secrets
-import tempfile
 import webbrowser
 from pathlib import Path
 
 from ..parallel.machine import socket_place
 from ..base.settings import PACKAGE, project_root
+from ..base.holds import ScratchFolder
 from ..runs.run import find_run
 
 # %% ../../nbs/page/server.ipynb #79c4af81
@@ -84,7 +84,7 @@ def serve(
     config.ConnectionFileMixin.transport = 'ipc'
     config.Voila.connection_dir_root = str(socket_place())
     config.MappingKernelManager.cull_idle_timeout = 600  # seconds, for a browser that crashed
-    with tempfile.TemporaryDirectory(prefix='twotower-') as folder:
+    with ScratchFolder() as folder:
         notebook = Path(folder) / 'page.ipynb'
         notebook.write_text(json.dumps(page_notebook(run_a, run_b)), encoding='utf-8')
         token = secrets.token_urlsafe(16)

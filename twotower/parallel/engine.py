@@ -12,7 +12,6 @@ import importlib.util
 import logging
 import os
 import socket
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ import pyarrow as pa
 from .machine import processors
 from ..base.errors import OutsideError, SettingError, TwotowerError
 from ..base.files import sha256
+from ..base.holds import ScratchFolder
 from ..base.settings import environment
 
 # %% ../../nbs/parallel/engine.ipynb #e74a0bc6
@@ -139,7 +139,7 @@ class Local:
 
 
 LOCAL = Local()
-_UNPACKED: dict[str, tempfile.TemporaryDirectory] = {}
+_UNPACKED: dict[str, ScratchFolder] = {}
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Carried:
         if self.key not in _UNPACKED:
             import ray
 
-            folder = tempfile.TemporaryDirectory(prefix='twotower-')  # of a name that nobody else can know
+            folder = ScratchFolder()  # of a name that nobody else can know
             for name, content in zip(self.files, ray.get(list(self.files.values())), strict=True):
                 Path(folder.name, name).write_bytes(content)
             _UNPACKED[self.key] = folder  # removed when the process ends

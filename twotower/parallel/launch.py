@@ -16,6 +16,7 @@ import torch
 
 from .machine import processors
 from ..base.errors import SettingError, TwotowerError
+from ..base.holds import ScratchFolder
 from .engine import cluster
 
 # %% ../../nbs/parallel/launch.ipynb #a7dae7d0
@@ -50,14 +51,16 @@ def torchrun(
     "Let processes on this machine do a work; those that die are started again."
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(workers)]
     command += ['--max-restarts', str(RESTARTS), '--monitor-interval', '0.5']
-    command += ['-m', 'twotower.parallel.launch', work, str(folder)]
+    scratch = ScratchFolder()  # for the notes of torchrun, which would leave them if it were killed
+    command += ['--log-dir', scratch.name, '-m', 'twotower.parallel.launch', work, str(folder)]
     options = {
         'stderr': subprocess.PIPE,
         'text': True,
         'errors': 'replace',
         'env': {'OMP_NUM_THREADS': '1'} | os.environ,
+        'pass_fds': [scratch.handle],
     }
-    with subprocess.Popen(command, **options) as process:
+    with scratch, subprocess.Popen(command, **options) as process:
         try:
             _, said = process.communicate()
         except BaseException:  # such as the interrupt of a notebook: asked to end, torchrun ends its workers

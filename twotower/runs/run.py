@@ -107,7 +107,9 @@ def all_runs(
     outputs: Path | None = None,  # the outputs folder, the installation's by default
 ) -> list[Run]:  # oldest first
     "Every run, by the time it was created."
-    files = (outputs or installation().outputs).glob('runs/*/run.json')
+    files = (outputs or installation().outputs).glob(
+        'runs/[!.]*/run.json'
+    )  # a hidden one is a draft, or is being removed
     return [Run(f.parent) for _, f in sorted((read_json(f)['created_at'], f) for f in files)]
 
 

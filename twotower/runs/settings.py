@@ -152,6 +152,9 @@ class PublishSettings(Settings):
     )
     dry_run: bool = parameter(True, 'True rehearses and changes nothing; False writes to the store')
     allow_older: bool = parameter(False, 'True lets an older run or activation replace a newer one')
+    prune_after: bool = parameter(
+        False, 'True: after activate or publish, remove from the store what keep does not keep'
+    )
     keep: int = parameter(
         5, 'prune keeps so many activations, what as many rollbacks return to, and so many uploads', ge=1
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..base.errors import OutsideError, disk_advice
 from ..base.files import atomic_file, beside, fsync, needs, remove_drafts
-from .contract import SMALL, ExistsError, MissingError, Store, check_key, too_large
+from .contract import SMALL, ExistsError, MissingError, Store, check_key, check_size
 
 # %% ../../nbs/store/local.ipynb #d8bc2451
 def _make_folder(path: Path) -> None:
@@ -68,11 +68,13 @@ def _sweep(folder: Path) -> int:
     return sum(len(remove_drafts(each)) for each in [folder, *(p for p in folder.rglob('[!.]*') if p.is_dir())])
 
 
-def _small(path: Path, key: str, place: object) -> bytes:
-    "The content of a file that is small enough for a record."
-    if (size := path.stat().st_size) > SMALL:
-        raise too_large(key, size, SMALL, str(place))
-    return path.read_bytes()
+def _found(path: Path, key: str, most: int | None, place: object) -> Path:
+    "An object that is there, and not larger than it can be."
+    with _plainly(key, place):
+        if not path.is_file():
+            raise MissingError(f'{key} is not in {place}')
+        check_size(key, path.stat().st_size, most, str(place))
+    return path
 
 
 def _unlink(paths: list[Path]) -> None:
@@ -104,8 +106,8 @@ class LocalStore:
         except OSError as error:
             raise OutsideError(f'{key} could not be put into {self}: {disk_advice(error)}') from error
 
-    def get(self, key: str, path: Path) -> None:
-        source = self._find(key)
+    def get(self, key: str, path: Path, most: int | None = None) -> None:
+        source = _found(self.folder / check_key(key), key, most, self)
         try:
             with atomic_file(path) as draft:
                 shutil.copyfile(source, draft)
@@ -114,7 +116,7 @@ class LocalStore:
 
     def read(self, key: str) -> bytes:
         with _plainly(key, self):
-            return _small(self._find(key), key, self)
+            return _found(self.folder / check_key(key), key, SMALL, self).read_bytes()
 
     def list(self, prefix: str) -> dict[str, int]:
         with _plainly(prefix or 'everything', self):
@@ -133,13 +135,6 @@ class LocalStore:
     def sweep(self) -> int:
         with _plainly('what was left over', self):
             return _sweep(self.folder)
-
-    def _find(self, key: str) -> Path:
-        path = self.folder / check_key(key)
-        with _plainly(key, self):
-            if not path.is_file():
-                raise MissingError(f'{key} is not in {self}')
-        return path
 
 # %% ../../nbs/store/local.ipynb #877a85d8
 class Rehearsal:
@@ -161,8 +156,8 @@ class Rehearsal:
         self.scratch.put(key, path, create_only=False)
         self.deleted.discard(key)
 
-    def get(self, key: str, path: Path) -> None:
-        self._layer(key).get(key, path)
+    def get(self, key: str, path: Path, most: int | None = None) -> None:
+        self._layer(key).get(key, path, most)
 
     def read(self, key: str) -> bytes:
         return self._layer(key).read(key)

@@ -6,9 +6,9 @@
 __all__ = ['CURRENT', 'SEEN', 'upload', 'mirror', 'activate', 'rollback', 'fetch', 'adopt']
 
 # %% ../../nbs/store/models.ipynb #8c7fc3f8
+import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..base.errors import GateError, InputError, OutsideError, SettingError, disk_advice
 from ..base.files import atomic_folder, one_writer, point, read_json, sha256, write_json
+from ..base.holds import ScratchFolder
 from ..base.progress import progress
 from ..runs.run import ONNX, PT, Run, blessed, files_of
 from .contract import ExistsError, MissingError, Store, too_large
@@ -41,7 +42,7 @@ def upload(
     if not re.fullmatch('[A-Za-z0-9][A-Za-z0-9_.-]*', run.id) or run.id == 'current':
         raise SettingError(f'run {run.id!r} can not be published: use ASCII letters, digits, dot, dash, underscore')
     names = files_of(run.model)
-    with tempfile.TemporaryDirectory() as scratch:
+    with ScratchFolder() as scratch:
         copy = Path(scratch)
         for path in [run.model / name for name in names] + [run.metrics]:
             if not path.is_file():
@@ -80,9 +81,9 @@ def mirror(
         manifest, _ = read_manifest(store, now['run_id'], now['manifest_sha256'])
         check_listed(store, manifest)
         home = key_of('runs', now['run_id'])
-        with tempfile.TemporaryDirectory() as scratch:
+        with ScratchFolder() as scratch:
             for name in (ONNX, PT):
-                store.get(f'{home}/{name}', Path(scratch) / name)
+                store.get(f'{home}/{name}', Path(scratch) / name, manifest['files'][name]['bytes'])
                 check_file(Path(scratch) / name, manifest['files'][name], f'{home}/{name}')
                 store.put(name, Path(scratch) / name, create_only=False)
             write_json(Path(scratch) / MANIFEST, now | {'path': home, 'files': manifest['files']})
@@ -115,7 +116,7 @@ def activate(
     expected: str = '',  # sha256 of the manifest that was approved; empty: whatever is uploaded under this id
 ) -> dict:  # the activation that is in force afterwards
     "Make an uploaded run the active one."
-    with tempfile.TemporaryDirectory() as scratch:
+    with ScratchFolder() as scratch:
         manifest, found = download_run(store, run_id, Path(scratch), expected)
         created = datetime.fromisoformat(manifest['created_at'])
         for _ in range(20):
@@ -166,7 +167,7 @@ def rollback(
     if not now or now['below'] is None:
         raise InputError(f'there is no model to return to in {store}: active is {now and now["run_id"]}; activate one')
     below = read_activation(store, now['below'])
-    with tempfile.TemporaryDirectory() as scratch:
+    with ScratchFolder() as scratch:
         manifest, found = download_run(store, below['run_id'], Path(scratch), below['manifest_sha256'])
     try:
         made = append(store, 'rollback', manifest, found, now['seq'] + 1, below['below'])
@@ -231,11 +232,12 @@ def fetch(
             _refuse_old(store, folder, now)
         target, expected = folder / now['run_id'], now['manifest_sha256']
         if dry_run:
-            with tempfile.TemporaryDirectory() as scratch:
+            with ScratchFolder() as scratch:
                 download_run(store, now['run_id'], Path(scratch), expected)
             return now
         if target.exists():
             _check_held(target, read_manifest(store, now['run_id'], expected)[0])
+            os.utime(target)  # in use today, though fetched long ago: nobody tidies it away
         else:
             with atomic_folder(target) as draft:
                 download_run(store, now['run_id'], draft, expected)

@@ -6,12 +6,12 @@
 __all__ = ['open_store', 'try_out']
 
 # %% ../../nbs/store/opening.ipynb #f9a444a6
-import tempfile
 import uuid
 from pathlib import Path
 
-from ..base.errors import SettingError
+from ..base.errors import OutsideError, SettingError
 from ..base.settings import Environment, environment, installation
+from ..base.holds import ScratchFolder
 from .contract import Store
 from .local import LocalStore
 from .records import key_of
@@ -41,8 +41,10 @@ def try_out(
     store: Store,  # where to
 ) -> None:
     "Create and remove a small object; what the store refuses is raised."
-    with tempfile.TemporaryDirectory() as scratch:
+    with ScratchFolder() as scratch:
         small = Path(scratch) / 'small.json'
         small.write_text('{}')
-        store.put(key_of('doctor', f'{uuid.uuid4().hex}.json'), small, create_only=True)
+        store.put(key := key_of('doctor', f'{uuid.uuid4().hex}.json'), small, create_only=True)
     store.delete(store.list(key_of('doctor')))
+    if key in store.list(key_of('doctor')):
+        raise OutsideError(f'{key} was put into {store} and can not be removed: allow the key to delete objects')

@@ -7,7 +7,6 @@ __all__ = ['list_runs', 'prune']
 
 # %% ../../nbs/store/pruning.ipynb #c5c6ac48
 import re
-import tempfile
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -16,8 +15,9 @@ import pandas as pd
 
 from ..base.errors import SettingError
 from ..base.files import sha256
+from ..base.holds import ScratchFolder
 from ..runs.run import ONNX, PT
-from .contract import MissingError, Store
+from .contract import SMALL, LargerError, MissingError, Store
 from twotower.store.records import (
     MANIFEST, ManifestRecord, activations, active, dated, key_of, parse, put_same, read_activation, read_manifest,
 )  # fmt: skip
@@ -52,8 +52,8 @@ def _pointed(store: Store, keep: int) -> set[str]:
 # %% ../../nbs/store/pruning.ipynb #e980948d
 def _give_back(store: Store, run_id: str) -> None:
     "Undo the first step of a removal."
-    with tempfile.TemporaryDirectory() as scratch:
-        store.get(key_of('pruned', f'{run_id}.json'), Path(scratch) / MANIFEST)
+    with ScratchFolder() as scratch:
+        store.get(key_of('pruned', f'{run_id}.json'), Path(scratch) / MANIFEST, SMALL)
         put_same(store, key_of('runs', run_id, MANIFEST), Path(scratch) / MANIFEST)
     store.delete([key_of('pruned', f'{run_id}.json')])
 
@@ -61,10 +61,10 @@ def _give_back(store: Store, run_id: str) -> None:
 def _remove(store: Store, run_id: str, keep: int) -> bool:
     "Take a run away, unless it has become active meanwhile."
     home, aside = key_of('runs', run_id), key_of('pruned', f'{run_id}.json')
-    with tempfile.TemporaryDirectory() as scratch:
+    with ScratchFolder() as scratch:
         there = Path(scratch) / 'there'
         if f'{home}/{MANIFEST}' in store.list(home):
-            store.get(f'{home}/{MANIFEST}', there)
+            store.get(f'{home}/{MANIFEST}', there, SMALL)
             store.put(aside, there, create_only=False)
             store.delete([f'{home}/{MANIFEST}'])
         if aside in store.list(key_of('pruned')):
@@ -72,10 +72,11 @@ def _remove(store: Store, run_id: str, keep: int) -> bool:
                 _give_back(store, run_id)
                 return False
             manifest = parse(store.read(aside), ManifestRecord, aside)
-            for name in (ONNX, PT):
-                with suppress(MissingError):
-                    store.get(dated(name, manifest), there)
-                    if sha256(there) == manifest['files'][name]['sha256']:
+            for name in {ONNX, PT} & set(manifest['files']):
+                fact = manifest['files'][name]
+                with suppress(MissingError, LargerError):  # of another size: not ours
+                    store.get(dated(name, manifest), there, fact['bytes'])
+                    if sha256(there) == fact['sha256']:
                         store.delete([dated(name, manifest)])
     store.delete([*store.list(home), aside])
     return True

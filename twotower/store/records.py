@@ -10,7 +10,6 @@ __all__ = ['METRICS', 'MANIFEST', 'PUBLISHED', 'key_of', 'ManifestRecord', 'Acti
 # %% ../../nbs/store/records.ipynb #ec9c721f
 import hashlib
 import re
-import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,8 +20,9 @@ from ..base.errors import GateError, OutsideError
 from ..base.files import sha256, write_json
 from ..base.progress import progress
 from ..base.settings import installation
+from ..base.holds import ScratchFolder
 from ..runs.run import FIRST_FILES, MODEL_FILES, blessed
-from .contract import ExistsError, MissingError, Store
+from .contract import ExistsError, LargerError, MissingError, Store
 
 # %% ../../nbs/store/records.ipynb #bcd609cf
 METRICS, MANIFEST = 'metrics.json', 'manifest.json'
@@ -105,11 +105,12 @@ def put_same(
     try:
         store.put(key, path, create_only=True)
     except ExistsError:
-        same = store.list(key.rpartition('/')[0]).get(key) in (path.stat().st_size, None)
-        with tempfile.TemporaryDirectory() as scratch:
-            if same:  # in size: nothing larger is downloaded
-                store.get(key, Path(scratch) / 'there')
+        with ScratchFolder() as scratch:
+            try:
+                store.get(key, Path(scratch) / 'there', path.stat().st_size)
                 same = sha256(Path(scratch) / 'there') == sha256(path)
+            except LargerError:
+                same = False
         if not same:
             raise OutsideError(
                 f'{key} is already in {store} with other content, and never changes: start a new run'
@@ -208,7 +209,7 @@ def download_run(
     home = key_of('runs', run_id)
     check_listed(store, manifest)
     for name, fact in progress(manifest['files'].items(), 'files fetched'):
-        store.get(f'{home}/{name}', folder / name)
+        store.get(f'{home}/{name}', folder / name, fact['bytes'])
         check_file(folder / name, fact, f'{home}/{name}')
     check_run(blessed(folder, folder / METRICS), run_id)
     return manifest, found
@@ -257,7 +258,7 @@ def append(
     facts = {'schema_version': 1, 'seq': seq, 'action': action, 'run_id': manifest['run_id']}
     facts |= {'created_at': manifest['created_at'], 'activated_at': store.clock().isoformat(timespec='seconds')}
     facts |= {'manifest_sha256': manifest_sha256, 'below': below}
-    with tempfile.TemporaryDirectory() as scratch:
+    with ScratchFolder() as scratch:
         write_json(Path(scratch) / 'record.json', facts)
         store.put(key_of('activations', f'{seq:08}.json'), Path(scratch) / 'record.json', create_only=True)
     return facts

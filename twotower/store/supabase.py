@@ -20,7 +20,7 @@ from typing import BinaryIO
 from ..base.errors import OutsideError, disk_advice
 from ..base.files import atomic_file, sha256
 from ..base.retry import TransientError
-from .contract import DRAFTS_LIVE, SMALL, ExistsError, MissingError, check_key, too_large
+from .contract import DRAFTS_LIVE, SMALL, ExistsError, MissingError, check_key, check_size, too_large
 from .conversation import Conversation
 
 # %% ../../nbs/store/supabase.ipynb #1c5e91d4
@@ -53,8 +53,7 @@ def _facts(talk: Conversation, key: str) -> dict:
 def _download(talk: Conversation, key: str, file: BinaryIO, fresh: bool, most: int | None = None) -> None:
     "Write an object into `file`, and be sure that it is what was put."
     facts = _facts(talk, key)
-    if most is not None and facts['size'] > most:
-        raise too_large(key, facts['size'], most, talk.where)
+    check_size(key, facts['size'], most, talk.where)
     try:
         received = talk.once(lambda: _receive(talk, key, file, fresh, facts['size']), key)
     except MissingError as error:
@@ -226,11 +225,11 @@ class SupabaseStore:
         except OSError as error:
             raise OutsideError(f'{key} could not be put into {self}: {disk_advice(error)}') from error
 
-    def get(self, key: str, path: Path) -> None:
+    def get(self, key: str, path: Path, most: int | None = None) -> None:
         check_key(key)
         try:
             with atomic_file(path) as draft, draft.open('wb') as file:
-                self._talk.patiently(lambda attempt: _download(self._talk, key, file, fresh=attempt > 1))
+                self._talk.patiently(lambda attempt: _download(self._talk, key, file, attempt > 1, most))
         except OSError as error:
             raise OutsideError(f'{key} could not be written to {path}: {disk_advice(error)}') from error
 
