@@ -1376,6 +1376,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'twotower.publish': { 'twotower.publish.list_activations': ('publish.html#list_activations', 'twotower/publish.py'),
                                   'twotower.publish.list_files': ('publish.html#list_files', 'twotower/publish.py'),
                                   'twotower.publish.perform': ('publish.html#perform', 'twotower/publish.py'),
+                                  'twotower.publish.prune_in_passing': ('publish.html#prune_in_passing', 'twotower/publish.py'),
                                   'twotower.publish.subject': ('publish.html#subject', 'twotower/publish.py'),
                                   'twotower.publish.upload_whole': ('publish.html#upload_whole', 'twotower/publish.py')},
             'twotower.qual': { 'twotower.qual.plot_lists': ('qual.html#plot_lists', 'twotower/qual.py'),
