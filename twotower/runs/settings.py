@@ -69,7 +69,7 @@ class TrainSettings(Settings):
     dropout: float = parameter(0.3, 'of the hidden layers', ge=0, le=1)
     epochs: int = parameter(100, 'at most so many passes over the users', ge=1)
     patience: int = parameter(12, 'stop after so many epochs without a better score', ge=0)
-    batch_size: int = parameter(256, 'users in a batch', ge=1)
+    batch_size: int = parameter(0, 'users in a batch; 0: 256, or as many fewer as make four steps of an epoch', ge=0)
     learning_rate: float = parameter(0.003, 'AdamW step size', ge=0)
     warmup: int = parameter(20, 'batches until the steps have their full size', ge=0)
     average: float = parameter(0.98, 'share of the past in the moving average of the weights', ge=0, le=1)
