@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from ..base.errors import InputError, SettingError
 from ..base.inputs import input_files, let_duckdb_read, open_input
-from .columns import DECISIONS, REACTIONS, REVIEWS, Column, is_parquet, read_header
+from .columns import DECISIONS, REACTIONS, REVIEWS, Column, is_parquet, read_header, with_unrated
 from ..runs.settings import PrepSettings
 
 # %% ../../nbs/data/sources.ipynb #e19ccbc0
@@ -92,17 +92,24 @@ def text_scan(
     return f'({" UNION ALL ".join(parts)})', {c: c if c in names else None for c in found}
 
 # %% ../../nbs/data/sources.ipynb #f2e4914c
+def _raw(there: str | None) -> str:
+    "SQL for the text of a column that is called so in the file, or is not there."
+    return _quoted(there, '"') if there else 'CAST(NULL AS VARCHAR)'
+
+
 def _rules(columns: tuple[Column, ...], found: dict[str, str | None]) -> tuple[dict[str, str], str]:
     "SQL for the value of each column, and for the place of the first broken rule among the columns."
-    raw = {c: _quoted(found[c.name], '"') if found[c.name] else 'CAST(NULL AS VARCHAR)' for c in columns}
-    value = {c: c.value.format(raw=raw[c]) for c in columns}
-    blank = {c: f"coalesce(trim({raw[c]}), '') = ''" if c.optional else 'false' for c in columns}
+    raw = {c.name: _raw(found.get(c.name)) for c in columns}
+    value = {c: c.value.format(raw=raw[c.name]) for c in columns}
+    said = {c: f"coalesce(trim({raw[c.instead]}), '') <> ''" if found.get(c.instead) else 'false' for c in columns}
+    may_be_blank = {c: 'true' if c.optional else said[c] for c in columns}
+    blank = {c: f'({may_be_blank[c]} AND {c.blank.format(raw=raw[c.name])})' for c in columns}
     cases = [f'WHEN ({value[c]}) IS NULL AND NOT {blank[c]} THEN {i}' for i, c in enumerate(columns)]
     return {c.name: value[c] for c in columns}, f'CAST(CASE {" ".join(cases)} END AS TINYINT)'
 
 # %% ../../nbs/data/sources.ipynb #225c5722
 def _load_names(con: duckdb.DuckDBPyConnection, scan: str, values: dict[str, str], table: str) -> None:
-    "Make a table (code, name) of each column of names: `<table>_<column>`."
+    "Make a table (code, name) of each column of names that is there: `<table>_<column>`."
     seen = ', '.join(f'{value} AS {name}' for name, value in values.items())
     con.execute(f"""
         CREATE OR REPLACE TABLE seen AS
@@ -129,18 +136,21 @@ def load_rows(
 ) -> None:
     "Read rows into a table, every value held against its rule, and their names into tables (code, name)."
     values, broken = _rules(columns, found)
-    names = [c.name for c in columns if c.name_of]
+    for name in (c.name for c in columns if c.name_of):
+        con.execute(f'CREATE OR REPLACE TABLE {table}_{name} (code INTEGER, name VARCHAR)')
+    names = [c.name for c in columns if c.name_of and found.get(c.name)]
     _load_names(con, scan, {name: values[name] for name in names}, table)
     # the size of a CSV file is a wild guess: left alone, the optimizer would hash the rows to look up the names
     con.execute('DROP TABLE IF EXISTS reject_errors; DROP TABLE IF EXISTS reject_scans')
     con.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
-    chosen = ', '.join(f'{name}s.code AS {name}' if name in names else f'{name}' for name in values)
+    absent = {c.name: 'CAST(NULL AS INTEGER)' for c in columns if c.name_of and c.name not in names}
+    chosen = ', '.join(f'{name}s.code AS {name}' if name in names else name for name in values)
     lookups = ' '.join(f'LEFT JOIN {table}_{name} AS {name}s ON {name}s.name = rows.{name}' for name in names)
     con.execute(f"""
         CREATE OR REPLACE TABLE {table} AS
         SELECT {chosen}, broken
         FROM (
-            SELECT {', '.join(f'{value} AS {name}' for name, value in values.items())}, {broken} AS broken
+            SELECT {', '.join(f'{value} AS {name}' for name, value in (values | absent).items())}, {broken} AS broken
             FROM {scan}
         ) AS rows
         {lookups}
@@ -291,8 +301,7 @@ def stream_rows(
     header, found = read_header(path, columns)
     let_duckdb_read(con, path)
     values, _ = _rules(columns, found)
-    raw = {c: _quoted(found[c.name], '"') if found[c.name] else 'CAST(NULL AS VARCHAR)' for c in columns}
-    texts = ', '.join(f'{values[c.name] if c.name_of else raw[c]} AS {c.name}' for c in columns)
+    texts = ', '.join(f'{values[c.name] if c.name_of else _raw(found[c.name])} AS {c.name}' for c in columns)
     named = pa.dictionary(pa.int32(), pa.string())
     schema = pa.schema([*((c.name, named if c.name_of else pa.string()) for c in columns), (REJECTED, pa.string())])
     con.execute('DROP TABLE IF EXISTS reject_errors; DROP TABLE IF EXISTS reject_scans')  # of the file before
@@ -324,8 +333,10 @@ def take_decisions(
 
 # %% ../../nbs/data/sources.ipynb #330853ae
 def source_files(
-    config: PrepSettings,  # mode, input, decisions_csv
+    config: PrepSettings,  # mode, input, decisions_csv, unrated
 ) -> dict[str, tuple[list[str], tuple]]:  # source: its files and its columns
     "The files that the parameters name."
-    files = {config.mode: (input_files(config.input), REVIEWS if config.mode == 'reviews' else REACTIONS)}
+    columns = REVIEWS if config.mode == 'reviews' else REACTIONS
+    columns = columns if config.unrated == 'refuse' else with_unrated(columns)
+    files = {config.mode: (input_files(config.input), columns)}
     return files | ({'decisions': (input_files(config.decisions_csv), DECISIONS)} if config.decisions_csv else {})

@@ -30,6 +30,9 @@ class PrepSettings(Settings):
     db_url: str = parameter('', "database to read from, without its password (PGPASSWORD); empty: the environment's")
     time_zone: str = parameter('UTC', 'zone of dates that carry none')
     max_invalid_share: float = parameter(0.0, 'refuse a file with a larger share of invalid rows', ge=0, le=1)
+    unrated: Literal['refuse', 'seen', 'skip'] = parameter(
+        'refuse', 'rows whose rating is blank or 0: invalid, seen without an opinion, or left out'
+    )
     min_stars: float = parameter(4.0, 'from here on a review is a like')
     max_negative_stars: float = parameter(2.0, 'up to here it is a dislike; 0: no dislikes')
     neg_per_pos: int = parameter(
