@@ -247,7 +247,7 @@ def test_decisions_of_the_database_win(prepare, database):
         'skipped': 1,
         'used': 3,
     }
-    assert sources['reviews']['duplicates'] == 1
+    assert (sources['reviews']['duplicates'], sources['reviews']['overruled']) == (0, 1)
     days = {r['user_id']: r['signup_days'] for r in read_table(folder / USERS, USER_FEATURES).to_pylist()}
     assert days == {'u1': 10, stranger: 10, 'u2': 8}  # from the profile, else from the first review, to the newest row
 

@@ -34,7 +34,7 @@ class Column:
 # %% ../../nbs/data/columns.ipynb #e11c376d
 TEXT = "nullif(trim({raw}), '')"
 _STARS = 'CASE WHEN try_cast(trim({raw}) AS DOUBLE) BETWEEN 0.5 AND 5 THEN CAST(trim({raw}) AS FLOAT) END'
-_LABEL = "CASE upper(trim({raw})) WHEN '1' THEN 1 WHEN 'LIKE' THEN 1 WHEN '0' THEN 0 WHEN 'DISLIKE' THEN 0 WHEN 'SKIP' THEN -1 END"
+_LABEL = "CASE upper(trim({raw})) WHEN '1' THEN 1 WHEN 'LIKE' THEN 1 WHEN '0' THEN 0 WHEN 'DISLIKE' THEN 0 WHEN 'SKIP' THEN -1 WHEN 'SEEN' THEN 2 END"
 _WEIGHT = 'CASE WHEN isfinite(try_cast(trim({raw}) AS DOUBLE)) AND try_cast(trim({raw}) AS DOUBLE) >= 0 THEN CAST(trim({raw}) AS DOUBLE) END'
 _TIME = """
     CASE WHEN try_cast(trim({raw}) AS TIMESTAMPTZ) >= TIMESTAMPTZ '0001-01-02 00:00:00+00'
@@ -53,7 +53,11 @@ _time = Column(
     True,
 )
 _label = Column(
-    'label', ('label', 'decision', 'decision_type'), _LABEL, 'must be 1, 0, LIKE, DISLIKE or SKIP', instead='event'
+    'label',
+    ('label', 'decision', 'decision_type'),
+    _LABEL,
+    'must be 1, 0, LIKE, DISLIKE, SEEN or SKIP',
+    instead='event',
 )
 _stars = Column('stars', ('stars',), _STARS, 'must be 0.5 to 5', instead='event')
 _events = (
@@ -67,9 +71,9 @@ REACTIONS = DECISIONS = (video_column, _user, _label, _time, *_events)
 # %% ../../nbs/data/columns.ipynb #98e428a0
 def with_unrated(
     columns: tuple[Column, ...],  # `REVIEWS`, `REACTIONS` or `DECISIONS`
-) -> tuple[Column, ...]:  # the same, where a blank `stars` or `label`, and 0 stars, are NULL and no broken rule
+) -> tuple[Column, ...]:  # the same, where a blank `stars` or `label`, -1, and 0 stars, are NULL and no broken rule
     "Let rows without a rating through."
-    none = {'stars': 'coalesce(try_cast(trim({raw}) AS DOUBLE) = 0, false)', 'label': 'false'}
+    none = {'stars': 'coalesce(try_cast(trim({raw}) AS DOUBLE) IN (0, -1), false)', 'label': "trim({raw}) = '-1'"}
     return tuple(
         replace(c, optional=True, blank=f'({c.blank} OR {none[c.name]})') if c.name in none else c for c in columns
     )

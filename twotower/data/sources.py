@@ -21,6 +21,7 @@ import pyarrow as pa
 from ..base.errors import InputError, SettingError
 from ..base.inputs import input_files, let_duckdb_read, open_input
 from .columns import DECISIONS, REACTIONS, REVIEWS, Column, is_parquet, read_header, with_unrated
+from .meaning import scaled
 from ..runs.settings import PrepSettings
 
 # %% ../../nbs/data/sources.ipynb #e19ccbc0
@@ -333,10 +334,10 @@ def take_decisions(
 
 # %% ../../nbs/data/sources.ipynb #330853ae
 def source_files(
-    config: PrepSettings,  # mode, input, decisions_csv, unrated
+    config: PrepSettings,  # mode, input, decisions_csv, unrated, stars_scale
 ) -> dict[str, tuple[list[str], tuple]]:  # source: its files and its columns
     "The files that the parameters name."
     columns = REVIEWS if config.mode == 'reviews' else REACTIONS
-    columns = columns if config.unrated == 'refuse' else with_unrated(columns)
+    columns = scaled(columns if config.unrated == 'refuse' else with_unrated(columns), config.stars_scale)
     files = {config.mode: (input_files(config.input), columns)}
     return files | ({'decisions': (input_files(config.decisions_csv), DECISIONS)} if config.decisions_csv else {})

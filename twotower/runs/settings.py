@@ -30,17 +30,55 @@ class PrepSettings(Settings):
     db_url: str = parameter('', "database to read from, without its password (PGPASSWORD); empty: the environment's")
     time_zone: str = parameter('UTC', 'zone of dates that carry none')
     max_invalid_share: float = parameter(0.0, 'refuse a file with a larger share of invalid rows', ge=0, le=1)
-    unrated: Literal['refuse', 'seen', 'skip'] = parameter(
-        'refuse', 'rows whose rating is blank or 0: invalid, seen without an opinion, or left out'
+    unrated: Literal['refuse', 'seen', 'skip', 'like'] = parameter(
+        'refuse',
+        'rows whose rating is blank, 0 or -1: refuse (invalid), seen (without an opinion), skip (left out) or like',
+    )
+    skips: Literal['ignore', 'seen'] = parameter(
+        'ignore', 'rows that say SKIP: ignore, or seen, which is without an opinion'
+    )
+    event_weights: str = parameter(
+        '',
+        'what the column event means: view=seen, click=0.3, purchase=like, *=skip; a number is a like of this weight',
+    )
+    use_weights: bool = parameter(False, 'does the column weight (plays, purchases) say how much a row counts?')
+    keep: Literal['newest', 'most'] = parameter(
+        'newest',
+        'of several rows about a video: the newest, or the one that says most, with all that say the same as its weight',
+    )
+    stars_scale: str = parameter(
+        '0.5..5', 'lowest and highest stars, such as 1..10 or -10..10; auto: what the file holds'
+    )
+    stars_limits: Literal['given', 'found'] = parameter(
+        'given', 'given: min_stars and max_negative_stars; found: the upper and the lower quarter of the scale'
     )
     min_stars: float = parameter(4.0, 'from here on a review is a like')
-    max_negative_stars: float = parameter(2.0, 'up to here it is a dislike; 0: no dislikes')
+    max_negative_stars: float = parameter(2.0, 'up to here it is a dislike; below the scale, such as 0: no dislikes')
     neg_per_pos: int = parameter(
         3, 'pseudo-negatives for each like; in explicit mode only for users without dislikes', ge=0
     )
     val_ratio: float = parameter(0.2, 'share held out', ge=0, le=0.5)
     split_by: Literal['user', 'time'] = parameter('user', 'user: at random, of each user; time: the newest of all')
     max_history: int = parameter(1000, "the newest opinions of each kind in a user's features; 0: all")
+    min_join_rate: float = parameter(
+        0.05, 'refuse an input of which a smaller share of the rows finds its video', ge=0, le=1
+    )
+    max_undated: float = parameter(
+        1.0, 'refuse an input of which a larger share of the opinions has no date', ge=0, le=1
+    )
+    max_one_kind: float = parameter(
+        1.0, 'refuse an input of which a larger share of the opinions is of one kind', ge=0, le=1
+    )
+    max_fall_rows: float = parameter(
+        1.0,
+        'refuse an input with fewer rows than that of the last run that passed, by more than this share',
+        ge=0,
+        le=1,
+    )
+    max_fall_users: float = parameter(1.0, 'the same for users', ge=0, le=1)
+    same_input: Literal['accept', 'refuse'] = parameter(
+        'accept', 'the very files of the last run that passed: accept, or refuse'
+    )
     snapshot_inputs: bool = parameter(False, 'copy the input files into the run')
     seed: int = parameter(0, 'another seed, another split and other pseudo-negatives')
     memory_limit: str = parameter(
@@ -65,6 +103,7 @@ class TrainSettings(Settings):
     star_weight: float = parameter(0.3, 'a like of five stars weighs 1 plus this; one of the fewest stars weighs 1', ge=0)
     seen_weight: float = parameter(0.25, 'weight of a video that was seen, neither liked nor disliked, as a target', ge=0, le=1)
     dislike_weight: float = parameter(0.0, 'weight of a disliked video as a target', ge=0, le=1)
+    repeat_weight: float = parameter(0.3, 'an opinion of weight 2 (plays, purchases) counts 1 plus this, of weight 4 1 plus twice this', ge=0)
     history_dropout: float = parameter(0.3, 'share of each history hidden in a batch', ge=0, le=1)
     profile_dropout: float = parameter(0.5, 'share of the users whose features beside the history are hidden in a batch', ge=0, le=1)
     id_dropout: float = parameter(0.3, 'share of the videos whose own id and popularity are hidden in a batch', ge=0, le=1)
