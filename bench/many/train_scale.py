@@ -74,7 +74,7 @@ def count_asked(data: TrainingSet, config: TrainSettings, steps: int, numbers: l
     torch.manual_seed(0)
     model = TwoTower(*data.widths, config.hidden, table=Counted)
     descent = DESCENTS[config.optimizer](model, config)
-    epochs = (batches(len(data.users), users_in_batch(len(data.users), config.batch_size), generator) for _ in count())
+    epochs = (batches(len(data.users), config.batch_size, generator) for _ in count())
     for which in islice(chain.from_iterable(epochs), steps + 2):
         asked.clear()
         batch_loss(model, data, which, config, generator).backward()
@@ -108,7 +108,7 @@ def measure(folder: Path) -> None:
         if team.size > 1:
             count_sent(sent)
         n, wall, cpu, moved, number = team.count(len(data.users)), [], [], [], 0
-        epochs = (batches(n, users_in_batch(n, config.batch_size), generator) for _ in count())
+        epochs = (batches(n, config.batch_size, generator) for _ in count())
         for which in islice(chain.from_iterable(epochs), given['steps'] + 2):
             started, busy, sent[:] = time.perf_counter(), time.process_time(), []
             loss = batch_loss(model, data, which, config, generator, team)

@@ -51,7 +51,7 @@ def ours(data: TrainingSet, config: TrainSettings):
     descent = DESCENTS[config.optimizer](model, config)
     ours.descent = descent
     while True:
-        for which in batches(len(data.users), users_in_batch(len(data.users), config.batch_size), generator):
+        for which in batches(len(data.users), config.batch_size, generator):
             with autocast(config.precision, device):
                 loss = batch_loss(model, data, which, config, generator)
             loss.item()
@@ -111,7 +111,7 @@ def dense(data: TrainingSet, config: TrainSettings):
     )
     while True:
         for users, videos, row, column, weights, log_q in DataLoader(
-            Users(data, config.history_dropout), users_in_batch(len(data.users), config.batch_size), shuffle=True, collate_fn=collate
+            Users(data, config.history_dropout), config.batch_size, shuffle=True, collate_fn=collate
         ):
             u, v = model(users, videos)
             loss = softmax_loss(u, v, (row, column), weights, config.temperature, log_q)
@@ -126,7 +126,7 @@ def dense(data: TrainingSet, config: TrainSettings):
 def floor_bytes(data: TrainingSet, config: TrainSettings) -> float:
     "What a step must move at least: rows of the tables read, their gradients written and read, weights and averages read and written; products written and read once forward and once back."
     generator, sizes = torch.Generator().manual_seed(0), []
-    for _, which in zip(range(3), batches(len(data.users), users_in_batch(len(data.users), config.batch_size), generator), strict=False):
+    for _, which in zip(range(3), batches(len(data.users), config.batch_size, generator), strict=False):
         rows, entries = take(data.users, which)
         wanted = data.videos[entries][data.kinds[entries] > 0]
         chosen, _ = candidates(data.rated, wanted, config.negatives, generator)
