@@ -1486,6 +1486,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'twotower/runs/settings.py'),
                                         'twotower.runs.settings.QualSettings': ( 'runs/settings.html#qualsettings',
                                                                                  'twotower/runs/settings.py'),
+                                        'twotower.runs.settings.ReadSettings': ( 'runs/settings.html#readsettings',
+                                                                                 'twotower/runs/settings.py'),
                                         'twotower.runs.settings.TrainSettings': ( 'runs/settings.html#trainsettings',
                                                                                   'twotower/runs/settings.py')},
             'twotower.runs.tables': { 'twotower.runs.tables._cell': ('runs/tables.html#_cell', 'twotower/runs/tables.py'),

@@ -55,7 +55,7 @@ def train_run(
             parts.mkdir(exist_ok=True)
             prepared = load_prepared(folder / 'prep', config)
             steps = count_steps(len(prepared.data.users), config)
-            check_steps(steps, config)
+            check_steps(steps)
             print(steps_in_words(steps), flush=True)
             lay_out(parts, prepared.data, config, team.size, told=folder / EPOCHS)
         team.count(0)  # nobody goes on before the first is done

@@ -73,7 +73,7 @@ def _fallen(what: str, name: str, now: int, last: dict, limit: float) -> str:
         f'has the export broken off? Export again, or set {name} to at least {1 - now / before:.2f}'
     )
 
-
+# %% ../../nbs/data/gates.ipynb #2eeee643
 def input_reasons(
     sources: dict[str, dict],  # of `account_for`: rows_in, rows_valid, unmatched of each
     facts: dict,  # of `take_opinions`: opinions, likes, dislikes, timeless, users
@@ -103,7 +103,7 @@ def input_reasons(
     ]
     return [text for failed, text in checks if failed] + [text for text in falls if text]
 
-
+# %% ../../nbs/data/gates.ipynb #e6e436d7
 def check_input(
     sources: dict[str, dict],  # of `account_for`
     facts: dict,  # of `take_opinions`, of all users

@@ -34,7 +34,7 @@ class Steps:
     batch: int  # users in a batch
     each: int  # steps of an epoch
     most: int  # steps of all epochs
-    sure: int  # steps before it can give up
+    sure: int  # steps that it makes in any case, before patience can run out
     warmup: int  # steps until they have their full size
     memory: int  # steps that the moving average remembers
 
@@ -57,6 +57,8 @@ def steps_in_words(
 ) -> str:  # one line
     "What the settings come to, for a person."
     late = ', which is more than there are' if steps.memory > steps.most else ''
+    if steps.sure < min(steps.warmup, steps.most):
+        late += f'. Patience may run out after {steps.sure}, while it still warms up: batch_size 0 takes {users_in_batch(steps.users, 0)}'
     return (
         f'{steps.users:,} users in batches of {steps.batch:,}: {steps.each:,} steps in an epoch, {steps.most:,} at most; '
         f'the first {steps.warmup:,} warm up, and what is kept averages about the last {steps.memory:,}{late}'
@@ -65,15 +67,11 @@ def steps_in_words(
 # %% ../../nbs/learning/steps.ipynb #8ca9fe9c
 def check_steps(
     steps: Steps,  # of `count_steps`
-    config: TrainSettings,  # epochs, patience
 ) -> None:
-    "Refuse a training that ends, or gives up, before its warm-up is over."
-    if steps.sure >= steps.warmup:
-        return
-    ends = 'it ends' if steps.sure == steps.most else f'with patience {config.patience} it may give up'
-    fitting, enough = users_in_batch(steps.users, 0), -(-steps.warmup // steps.each)
-    longer = 'epochs' if steps.sure == steps.most else 'patience'
-    raise SettingError(
-        f'{steps_in_words(steps)}: {ends} after {steps.sure}, before the warm-up is over, and can not learn. '
-        f'Set batch_size to 0, which takes {fitting}, or {longer} to at least {enough}, or warmup to at most {steps.sure}'
-    )
+    "Refuse a training that ends before its warm-up is over."
+    if steps.most < steps.warmup:
+        fitting, enough = users_in_batch(steps.users, 0), -(-steps.warmup // steps.each)
+        raise SettingError(
+            f'the training ends before its warm-up is over, and can not learn: {steps_in_words(steps)}. '
+            f'Set batch_size to 0, which takes {fitting}, or epochs to at least {enough}, or warmup to at most {steps.most}'
+        )
