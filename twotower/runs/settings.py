@@ -23,8 +23,13 @@ class PrepSettings(Settings):
         'reviews', 'reviews (product_url, reviewer_id, stars) or explicit (product_url, reviewer_id, label)'
     )
     input: str = parameter(
-        'data/ml-100k/reviews.csv', 'CSV or Parquet: a file, folder or pattern in the project, or an address'
+        'data/ml-100k/reviews.csv', 'CSV, JSON or Parquet: a file, folder or pattern in the project, or an address'
     )
+    columns: str = parameter(
+        '',
+        'what the input calls its columns, such as ISBN=product_url, User-ID=reviewer_id; 1=user_id: by place, no header',
+    )
+    time_unit: Literal['text', 's', 'ms'] = parameter('text', 'dates of the input: texts, or s or ms since 1970')
     decisions_csv: str = parameter('', 'the same for decisions that win over the input; empty: none')
     use_decisions: bool = parameter(False, 'also the decisions in the database, which win over all files')
     db_url: str = parameter('', "database to read from, without its password (PGPASSWORD); empty: the environment's")
@@ -40,7 +45,7 @@ class PrepSettings(Settings):
     )
     val_ratio: float = parameter(0.2, 'share held out', ge=0, le=0.5)
     split_by: Literal['user', 'time'] = parameter('user', 'user: at random, of each user; time: the newest of all')
-    max_history: int = parameter(1000, "the newest opinions of each kind in a user's features; 0: all")
+    max_history: int = parameter(1000, "the newest opinions of each kind in a user's features; 0: all", ge=0)
     snapshot_inputs: bool = parameter(False, 'copy the input files into the run')
     seed: int = parameter(0, 'another seed, another split and other pseudo-negatives')
     memory_limit: str = parameter(
