@@ -26,7 +26,8 @@ from twotower.base.tables import (
     read_table,
 )
 from twotower.data import opinions
-from twotower.data.columns import REVIEWS, read_header
+from twotower.data.columns import REVIEWS
+from twotower.data.heads import read_header
 from twotower.data.sources import read_source, workspace
 from twotower.database.people import load_decisions, load_profiles, save_decisions, save_profiles
 from twotower.database.videos import load_videos, save_videos

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from ..base.files import atomic_folder, write_json
 from ..base.inputs import keep_inputs
 from ..base.tables import INTERACTIONS, ITEM_FEATURES, USER_FEATURES, as_uuid
-from .columns import read_header
+from .heads import read_head
 from .describe import end_of, interactions, item_features, number_words, user_features, write_parts
 from .gates import check_input
 from .match import number_videos
@@ -30,7 +30,7 @@ from .meaning import star_texts, stars_of, with_limits
 from .negatives import divide
 from .opinions import account_for, add_facts, summarize, take_opinions, user_ranges
 from twotower.data.sources import (
-    REJECTED, checked_counts, source_files, stream_rows, take_decisions, take_rows, workspace,
+    REJECTED, checked_counts, said_of, source_files, stream_rows, take_decisions, take_rows, workspace,
 )  # fmt: skip
 from .split import check_split, find_cut, held_out, opinions_by_day, opinions_of_day
 from ..parallel.engine import RETRIES, cluster, cpus, memory_share, plain_errors, quiet_data
@@ -51,7 +51,7 @@ def _read(batch: dict[str, np.ndarray], columns: tuple, config: PrepSettings) ->
 
 
 def read_blocks(
-    files: list[str],  # CSV or Parquet
+    files: list[str],  # of any known kind
     columns: tuple,  # `REVIEWS`, `REACTIONS` or `DECISIONS`
     config: PrepSettings,  # time_zone, memory_limit
 ) -> list:  # references to tables of `stream_rows`
@@ -314,8 +314,7 @@ def prepare_on_cluster(
 ) -> dict:  # the content of summary.json
     "What `prepare_files` does, on a Ray cluster; train, val and users are folders of Parquet files."
     sources, decisions = source_files(config), decisions if decisions is not None and len(decisions) else None
-    for path, columns in ((path, columns) for files, columns in sources.values() for path in files):
-        read_header(path, columns)
+    heads = {name: [read_head(path, columns) for path in files] for name, (files, columns) in sources.items()}
     with cluster() as ray, _room(config) as con, atomic_folder(folder) as draft, plain_errors():
         shared = tuple(ray.put(table) for table in _catalogue(con, videos))
         blocks = {name: read_blocks(files, columns, config) for name, (files, columns) in sources.items()}
@@ -326,6 +325,7 @@ def prepare_on_cluster(
         for name, (files, columns) in sources.items():
             found, lost = first['counts'][name], {path: rejected[path] for path in files if path in rejected}
             first['counts'][name] = checked_counts(con, files, columns, found, lost, config.max_invalid_share)
+            first['counts'][name] |= {'said': said} if (said := said_of(heads[name])) else {}
         check_split(config.val_ratio, config.split_by)
         accounts = account_for(first['counts'], first['opinions'], config)
         check_input(accounts, first['opinions'], last or {}, config)

@@ -7,11 +7,11 @@ __all__ = ['known_videos', 'recommend_unseen']
 
 # %% ../../nbs/embedding/unseen.ipynb #d1fbee04
 import pandas as pd
-import psycopg
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..base.tables import KIND, PSEUDO, USER, VIDEO, as_uuid
+from ..database.connections import Connection
 from ..database.embeddings import recommend
 from ..runs.run import TRAIN, VAL, Run
 
@@ -30,7 +30,7 @@ def known_videos(
 
 
 def recommend_unseen(
-    conn: psycopg.Connection,  # migrated
+    conn: Connection,  # migrated
     run: Run,  # whose user it is
     user_id: str,  # with an embedding; without one there is nothing to recommend
     k: int = 20,  # videos at most

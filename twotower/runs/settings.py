@@ -23,8 +23,13 @@ class ReadSettings(Settings):
         'reviews', 'reviews (product_url, reviewer_id, stars) or explicit (product_url, reviewer_id, label)'
     )
     input: str = parameter(
-        'data/ml-100k/reviews.csv', 'CSV or Parquet: a file, folder or pattern in the project, or an address'
+        'data/ml-100k/reviews.csv', 'CSV, JSON or Parquet: a file, folder or pattern in the project, or an address'
     )
+    columns: str = parameter(
+        '',
+        'what the input calls its columns: pairs such as ISBN, an equals sign and product_url, with commas between; a number is a place, without a header',
+    )
+    time_unit: Literal['text', 's', 'ms'] = parameter('text', 'dates of the input: texts, or s or ms since 1970')
     decisions_csv: str = parameter('', 'the same for decisions that win over the input; empty: none')
     use_decisions: bool = parameter(False, 'also the decisions in the database, which win over all files')
     db_url: str = parameter('', "database to read from, without its password (PGPASSWORD); empty: the environment's")
@@ -48,7 +53,7 @@ class PrepSettings(ReadSettings):
     neg_per_pos: int = parameter(3, 'pseudo-negatives for each like; in explicit mode only for users without dislikes', ge=0)
     val_ratio: float = parameter(0.2, 'share held out', ge=0, le=0.5)
     split_by: Literal['user', 'time'] = parameter('user', 'user: at random, of each user; time: the newest of all')
-    max_history: int = parameter(1000, "the newest opinions of each kind in a user's features; 0: all")
+    max_history: int = parameter(1000, "the newest opinions of each kind in a user's features; 0: all", ge=0)
     min_join_rate: float = parameter(0.05, 'refuse an input of which a smaller share of the rows finds its video', ge=0, le=1)
     max_undated: float = parameter(1.0, 'refuse an input of which a larger share of the opinions has no date', ge=0, le=1)
     max_one_kind: float = parameter(1.0, 'refuse an input of which a larger share of the opinions is of one kind', ge=0, le=1)
