@@ -234,15 +234,26 @@ def migrate_command() -> None:
 # %% ../nbs/cli.ipynb #7d7cbfa2
 @app.command()
 def videos(
-    file: Annotated[Path, typer.Argument(help='CSV with product_url, and title, tags (a|b), performers, … if known.')],
+    file: Annotated[
+        str,
+        typer.Argument(
+            help='CSV, JSON or Parquet with product_url, and title, tags (a|b), performers, … if known; a folder or pattern too.'
+        ),
+    ],
+    columns: Annotated[
+        str,
+        typer.Option(
+            '--columns', help="What the file calls them: 'url=product_url, genres=tags'; by place: '1=product_url'."
+        ),
+    ] = '',
 ) -> None:
-    """Merge a CSV of videos into the master in the database, whose schema is brought up to date first.
+    """Merge a file of videos into the master in the database, whose schema is brought up to date first.
 
-    Example: `twotower videos videos.csv`
+    Example: `twotower videos videos.csv` or `twotower videos movies.dat --columns '1=item_id, 2=title, 3=tags'`
     """
     from twotower.catalogue.table import load_catalogue
 
-    for name, value in load_catalogue(file).items():
+    for name, value in load_catalogue(file, called=columns).items():
         typer.echo(f'{name:<15} {value:,}' if isinstance(value, int) else f'{name:<15} {value}')
 
 # %% ../nbs/cli.ipynb #0faaa731

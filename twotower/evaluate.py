@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from .base.errors import GateError, InputError
 from .base.files import atomic_file, read_json, sha256
+from .data.gates import input_facts
 from .evaluation.gate import FALLS, Reference, compare, gate
 from .evaluation.parity import parity
 from .evaluation.scores import load_judged, score_model
@@ -89,7 +90,7 @@ def judge_run(
         'notes': _notes(last, falls, checks, names), 'k': config.k,
         **scored, 'parity': same, 'checks': checks, 'compared_with': stable, 'falls': falls, 'files': files,
         'by_user': {'file': BY_USER, 'sha256': sha256(run.path / BY_USER)},
-        'held_out': {name: sha256(run.prep / name) for name in (TRAIN, VAL)},
+        'held_out': {name: sha256(run.prep / name) for name in (TRAIN, VAL)}, 'input': input_facts(run),
     }  # fmt: skip
 
 # %% ../nbs/03_eval.ipynb #2ae449e1

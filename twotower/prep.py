@@ -15,9 +15,11 @@ from .base.files import atomic_folder, write_json
 from .base.inputs import keep_inputs
 from .base.tables import INTERACTIONS, ITEM_FEATURES, USER_FEATURES
 from .data.describe import end_of, interactions, item_features, number_words, user_features, write_parts
+from .data.gates import check_input
 from .data.match import number_videos
+from .data.meaning import with_limits
 from .data.negatives import divide
-from .data.opinions import account_for, summarize, take_opinions, user_ranges
+from .data.opinions import account_for, star_counts, summarize, take_opinions, user_ranges
 from .data.sources import read_source, source_files, take_decisions, workspace
 from .data.split import check_split, find_cut, held_out, opinions_by_day, opinions_of_day
 from .runs.run import ITEMS, SUMMARY, TRAIN, USERS, VAL
@@ -30,17 +32,20 @@ def prepare(
     sources: dict[str, dict],  # table name: what `read_source` counted; a later one wins over an earlier one
     config: PrepSettings,  # min_stars, max_negative_stars, neg_per_pos, val_ratio, split_by, seed, mode
     profiles: pa.Table | None = None,  # user_id, created_at of the users in the database
+    last: dict | None = None,  # of `last_input`: what the input is compared with
 ) -> tuple[dict, pa.Table, int | None]:  # the content of summary.json; of `heard_of`; the newest moment of training
     "Make the tables `train` and `val`, and account for every row."
     number_videos(con, videos)
+    config = with_limits(config, star_counts(con, list(sources)) if config.stars_limits == 'found' else {})
     opinions = take_opinions(con, list(sources), config, profiles)
     check_split(config.val_ratio, config.split_by)
-    accounts, cut = account_for(sources, opinions, config.split_by), None
+    accounts, cut = account_for(sources, opinions, config), None
+    check_input(accounts, opinions, last or {}, config)
     if config.split_by == 'time':
         held = held_out(con, opinions['opinions'], config.val_ratio)
         cut = find_cut(opinions_by_day(con), held, lambda day: opinions_of_day(con, day, config.seed))
     divided, newest = divide(con, config, cut)
-    return summarize(accounts, opinions, divided, len(videos)), divided['heard'], newest
+    return summarize(accounts, opinions, divided, len(videos), config), divided['heard'], newest
 
 # %% ../nbs/01_prep.ipynb #e3a0641b
 def save_prep(
@@ -67,6 +72,7 @@ def prepare_files(
     config: PrepSettings,  # the parameters of this notebook
     decisions: pa.Table | None = None,  # decisions of the database, which win over all files
     profiles: pa.Table | None = None,  # user_id, created_at of the users in the database
+    last: dict | None = None,  # of `last_input`: what the input is compared with
 ) -> dict:  # the content of summary.json
     "Read the files that the parameters name, and write the finished folder."
     sources = source_files(config)
@@ -77,7 +83,7 @@ def prepare_files(
         }
         if decisions is not None and len(decisions):
             counts['database'] = take_decisions(con, decisions)
-        found = prepare(con, videos, counts, config, profiles)
+        found = prepare(con, videos, counts, config, profiles, last)
         save_prep(con, draft, *found, config.max_history)
         if config.snapshot_inputs:
             keep_inputs(draft, [path for files, _ in sources.values() for path in files])

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from .base.files import atomic_folder, read_json, write_json
 from .base.tables import DIMENSION, USER, VIDEO, embeddings_schema, embeddings_table, write_table
+from .learning.steps import check_steps, count_steps, steps_in_words
 from .learning.together import lay_out, work
 from .learning.training_set import Prepared, load_prepared
 from .model.export import export_onnx, export_sparse_onnx
 from .model.towers import TwoTower, embed, load_model, save_weights
 from .parallel.team import joined
-from .runs.run import META, ONNX, PT, SPARSE_ONNX, USER_EMBEDDINGS, VIDEO_EMBEDDINGS
+from .runs.run import EPOCHS, META, ONNX, PT, SPARSE_ONNX, USER_EMBEDDINGS, VIDEO_EMBEDDINGS
 from .runs.parameters import read_yaml
 from .runs.settings import TrainSettings
 
@@ -53,7 +54,10 @@ def train_run(
         if team.rank == 0:
             parts.mkdir(exist_ok=True)
             prepared = load_prepared(folder / 'prep', config)
-            lay_out(parts, prepared.data, config, team.size)
+            steps = count_steps(len(prepared.data.users), config)
+            check_steps(steps)
+            print(steps_in_words(steps), flush=True)
+            lay_out(parts, prepared.data, config, team.size, told=folder / EPOCHS)
         team.count(0)  # nobody goes on before the first is done
         work(parts)
         if team.rank == 0:

@@ -33,7 +33,8 @@ def prepare(home):
         summary = prepare_files(home / 'prep', MASTER, PrepSettings(**CONFIG | settings))
         assert read_json(home / 'prep' / SUMMARY) == summary
         counts = summary['sources'][settings.get('mode', 'reviews')]
-        left_out = sum(counts['invalid'].values()) + counts['unmatched'] + counts['skipped'] + counts['duplicates']
+        left_out = sum(counts['invalid'].values()) + counts['unmatched'] + counts['skipped']
+        left_out += counts['duplicates'] + counts['overruled']
         assert counts['rows_in'] == counts['used'] + left_out  # every row is accounted for
         return counts
 
@@ -121,7 +122,7 @@ def test_wrong_settings_are_named(prepare, home, settings, message):
 def test_decisions_win_and_skips_are_counted(prepare, home):
     (home / 'd.csv').write_text('user_id,item_id,decision\nu1,https://shop/1,DISLIKE\nu1,c2,SKIP\nu2,c3,LIKE\n')
     counts = prepare(HEAD + GOOD, decisions_csv='d.csv')
-    assert counts['duplicates'] == 2  # both reviews gave way
+    assert (counts['duplicates'], counts['overruled']) == (0, 2)  # both reviews gave way to decisions
     decisions = read_json(home / 'prep' / SUMMARY)['sources']['decisions']
     assert (decisions['rows_in'], decisions['skipped'], decisions['used']) == (3, 1, 2)
 

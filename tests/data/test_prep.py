@@ -26,7 +26,8 @@ from twotower.base.tables import (
     read_table,
 )
 from twotower.data import opinions
-from twotower.data.columns import REVIEWS, read_header
+from twotower.data.columns import REVIEWS
+from twotower.data.heads import read_header
 from twotower.data.sources import read_source, workspace
 from twotower.database.people import load_decisions, load_profiles, save_decisions, save_profiles
 from twotower.database.videos import load_videos, save_videos
@@ -247,7 +248,7 @@ def test_decisions_of_the_database_win(prepare, database):
         'skipped': 1,
         'used': 3,
     }
-    assert sources['reviews']['duplicates'] == 1
+    assert (sources['reviews']['duplicates'], sources['reviews']['overruled']) == (0, 1)
     days = {r['user_id']: r['signup_days'] for r in read_table(folder / USERS, USER_FEATURES).to_pylist()}
     assert days == {'u1': 10, stranger: 10, 'u2': 8}  # from the profile, else from the first review, to the newest row
 

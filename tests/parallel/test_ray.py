@@ -34,7 +34,7 @@ from toys import blessed_run, decide, videos
 from twotower.base.errors import InputError, OutsideError, SettingError
 from twotower.base.files import read_json
 from twotower.base.settings import PACKAGE
-from twotower.base.tables import DECISIONS, USER, VIDEO, as_uuid, embeddings_schema, read_table
+from twotower.base.tables import DECISIONS, USER, VIDEO, WEIGHTED, as_uuid, embeddings_schema, read_table
 from twotower.data import on_ray
 from twotower.data.on_ray import prepare_on_cluster
 from twotower.database.videos import save_videos
@@ -185,6 +185,28 @@ def test_any_number_of_parts_gives_the_same_rows(both, home, parts, split_by):
     as_files(home / 'in', reviews(), 3)
     folder = both(input='in', parts=parts, split_by=split_by, min_stars=3.0, max_negative_stars=1.0)
     assert len(list((folder / TRAIN).iterdir())) == min(parts, len({row.split(',')[1] for row in reviews()}))
+
+
+MEANINGS = {
+    'events': {'event_weights': 'view=seen, click=0.3, purchase=like', 'keep': 'most', 'use_weights': True},
+    'found limits': {'stars_scale': 'auto', 'stars_limits': 'found', 'unrated': 'seen'},
+}
+
+
+@pytest.mark.parametrize('settings', MEANINGS.values(), ids=MEANINGS)
+def test_rows_mean_the_same_on_a_cluster(both, home, settings):
+    events = 'keep' in settings
+    (home / 'in').mkdir()
+    for part in range(3):
+        rows = ['reviewer_id,product_url,stars,event,weight,created_at\n']
+        for i in range(part, 240, 3):
+            stars, event = ('', ('view', 'click', 'purchase')[i % 7 % 3]) if events else (i % 11, '')
+            rows.append(f'u{i % 17},v{i * 7 % 29},{stars},{event},{1 + i % 4},2024-01-{1 + i % 28:02}\n')
+        (home / 'in' / f'{part}.csv').write_text(''.join(rows))
+    folder = both(input='in', parts=3, **settings)
+    alone = read_table(home / 'local0' / TRAIN, WEIGHTED)
+    assert read_table(folder / TRAIN, WEIGHTED).equals(alone)
+    assert (alone['weight'].null_count < len(alone)) is events
 
 
 def test_a_file_without_rows_is_read_like_the_others(both, home):

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..base.tables import ITEM_FEATURES, USER_FEATURES, conform
+from .opinions import OPINION, opinion_columns
 from ..runs.run import ITEMS, USERS
 
 # %% ../../nbs/data/describe.ipynb #68daef2c
@@ -169,9 +170,10 @@ def interactions(
     name: str,  # `train` or `val`
     part: str = 'true',  # SQL: which users
 ) -> pa.Table:  # `INTERACTIONS`, with the texts as dictionaries, by user_id and video_id
-    "The interactions of some users."
+    "The interactions of some users; with a weight where opinions have one."
+    weight = ', weight' if opinion_columns(con, name) != OPINION else ''
     found = con.sql(f"""
-        SELECT u, v, CAST(CASE kind WHEN 'like' THEN 1 WHEN 'neutral' THEN NULL ELSE 0 END AS TINYINT) AS label, kind, stars, created_at
+        SELECT u, v, CAST(CASE kind WHEN 'like' THEN 1 WHEN 'neutral' THEN NULL ELSE 0 END AS TINYINT) AS label, kind, stars, created_at{weight}
         FROM {name}
         WHERE {part}
         ORDER BY u, v

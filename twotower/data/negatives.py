@@ -92,7 +92,7 @@ _STRIDES = """
 
 # %% ../../nbs/data/negatives.ipynb #291396ff
 _DRAW = """
-    INSERT INTO {name}
+    INSERT INTO {name} (u, v, kind, stars, created_at)
     SELECT u, (a * j + b) % p, 'pseudo', NULL, NULL
     FROM (SELECT u, a, b, p, unnest(range(stride)) AS j FROM strides)
     ANTI JOIN blocked USING (u, j)

@@ -22,13 +22,15 @@ from ..base.files import atomic_folder, write_json
 from ..base.holds import ScratchFolder
 from ..base.inputs import keep_inputs
 from ..base.tables import INTERACTIONS, ITEM_FEATURES, USER_FEATURES, as_uuid
-from .columns import read_header
+from .heads import read_head
 from .describe import end_of, interactions, item_features, number_words, user_features, write_parts
+from .gates import check_input
 from .match import number_videos
+from .meaning import star_texts, stars_of, with_limits
 from .negatives import divide
 from .opinions import account_for, add_facts, summarize, take_opinions, user_ranges
 from twotower.data.sources import (
-    REJECTED, checked_counts, source_files, stream_rows, take_decisions, take_rows, workspace,
+    REJECTED, checked_counts, said_of, source_files, stream_rows, take_decisions, take_rows, workspace,
 )  # fmt: skip
 from .split import check_split, find_cut, held_out, opinions_by_day, opinions_of_day
 from ..parallel.engine import RETRIES, cluster, cpus, memory_share, plain_errors, quiet_data
@@ -49,7 +51,7 @@ def _read(batch: dict[str, np.ndarray], columns: tuple, config: PrepSettings) ->
 
 
 def read_blocks(
-    files: list[str],  # CSV or Parquet
+    files: list[str],  # of any known kind
     columns: tuple,  # `REVIEWS`, `REACTIONS` or `DECISIONS`
     config: PrepSettings,  # time_zone, memory_limit
 ) -> list:  # references to tables of `stream_rows`
@@ -65,7 +67,7 @@ def survey(
     block: pa.Table,  # of `stream_rows`
     known: frozenset[str] = frozenset(),  # UUIDs of users in the database
     sample: int = 512,  # users at most
-) -> dict:  # rows; users, a sample by row; rejected: file to reason to count; aliases: UUID to the first name
+) -> dict:  # rows; users, a sample by row; rejected: file to reason to count; aliases: UUID to the first name; stars: rows by text
     "What has to be known of a piece before its rows are sent away."
     rows = block.filter(pc.is_null(block[REJECTED]))
     rejected = [json.loads(text) for text in pc.drop_null(block[REJECTED]).to_pylist()]
@@ -81,6 +83,7 @@ def survey(
         'users': users,
         'rejected': {f: r for one in rejected for f, r in one.items()},
         'aliases': aliases,
+        'stars': star_texts(rows),
     }
 
 # %% ../../nbs/data/on_ray.ipynb #9670c57e
@@ -226,7 +229,14 @@ def _surveyed(ray: Any, blocks: list, known: frozenset[str]) -> dict:
         aliases[uuid] = name  # the first name comes last, and stays
     users = [user for one in every for user in one['users']] + [aliases.get(user, user) for user in sorted(known)]
     rejected = {file: reasons for one in every for file, reasons in one['rejected'].items()}
-    return {'rows': sum(one['rows'] for one in every), 'users': users, 'aliases': aliases, 'rejected': rejected}
+    stars = add_facts([one['stars'] for one in every]) if every else {}
+    return {
+        'rows': sum(one['rows'] for one in every),
+        'users': users,
+        'aliases': aliases,
+        'rejected': rejected,
+        'stars': stars,
+    }
 
 # %% ../../nbs/data/on_ray.ipynb #0240a4a0
 def _scattered(ray: Any, blocks: list, bounds: list[str]) -> list[tuple]:
@@ -239,17 +249,20 @@ def _scattered(ray: Any, blocks: list, bounds: list[str]) -> list[tuple]:
     return [tuple(piece[i] for piece in pieces) for i in range(len(bounds) + 1)]
 
 
-def _gathered(ray: Any, plan: dict, blocks: list, videos: Any, stored: tuple, parts: int) -> tuple[list, list, dict]:
-    "Send every row to the part of its user: references to facts and to states, and what was no row."
+def _gathered(
+    ray: Any, plan: dict, blocks: list, videos: Any, stored: tuple, parts: int
+) -> tuple[list, list, dict, PrepSettings]:
+    "Send every row to the part of its user: references to facts and to states, what was no row, and the limits of stars."
     decisions, profiles = stored
     known = frozenset(decisions['user_id'].to_pylist()) if decisions is not None else frozenset()
     found = _surveyed(ray, blocks, known)
+    plan['config'] = with_limits(plan['config'], stars_of(found['stars'], plan['config']))
     bounds = bounds_of(found['users'], parts or max(cpus(), -(-found['rows'] // 2_500_000)))
     rows = _scattered(ray, blocks, bounds)
     decided, people = (_owned(table, found['aliases'], bounds) for table in (decisions, profiles))
     task = ray.remote(**_CALL, num_returns=2)(opine)
     pairs = [task.remote(plan, videos, *of_part, *mine) for mine, *of_part in zip(rows, decided, people, strict=True)]
-    return [facts for facts, _ in pairs], [state for _, state in pairs], found['rejected']
+    return [facts for facts, _ in pairs], [state for _, state in pairs], found['rejected'], plan['config']
 
 # %% ../../nbs/data/on_ray.ipynb #c54da214
 def _catalogue(con: duckdb.DuckDBPyConnection, videos: pa.Table) -> tuple[pa.Table, dict[str, pa.Table], dict]:
@@ -297,27 +310,29 @@ def prepare_on_cluster(
     decisions: pa.Table | None = None,  # decisions of the database, which win over all files
     profiles: pa.Table | None = None,  # user_id, created_at of the users in the database
     parts: int = 0,  # of the users; 0: one for each processor, and for each 2.5 million rows
+    last: dict | None = None,  # of `last_input`: what the input is compared with
 ) -> dict:  # the content of summary.json
     "What `prepare_files` does, on a Ray cluster; train, val and users are folders of Parquet files."
     sources, decisions = source_files(config), decisions if decisions is not None and len(decisions) else None
-    for path, columns in ((path, columns) for files, columns in sources.values() for path in files):
-        read_header(path, columns)
+    heads = {name: [read_head(path, columns) for path in files] for name, (files, columns) in sources.items()}
     with cluster() as ray, _room(config) as con, atomic_folder(folder) as draft, plain_errors():
         shared = tuple(ray.put(table) for table in _catalogue(con, videos))
         blocks = {name: read_blocks(files, columns, config) for name, (files, columns) in sources.items()}
         plan = {'config': config, 'sources': [(name, sources[name][1], len(mine)) for name, mine in blocks.items()]}
         pieces = [block for mine in blocks.values() for block in mine]
-        facts, states, rejected = _gathered(ray, plan, pieces, shared[0], (decisions, profiles), parts)
+        facts, states, rejected, config = _gathered(ray, plan, pieces, shared[0], (decisions, profiles), parts)
         first = add_facts(ray.get(facts))
         for name, (files, columns) in sources.items():
             found, lost = first['counts'][name], {path: rejected[path] for path in files if path in rejected}
             first['counts'][name] = checked_counts(con, files, columns, found, lost, config.max_invalid_share)
+            first['counts'][name] |= {'said': said} if (said := said_of(heads[name])) else {}
         check_split(config.val_ratio, config.split_by)
-        accounts = account_for(first['counts'], first['opinions'], config.split_by)
+        accounts = account_for(first['counts'], first['opinions'], config)
+        check_input(accounts, first['opinions'], last or {}, config)
         del blocks, pieces  # the rows may go
         known = _written(ray, draft, states, shared, _cut(ray, con, first, states, shared[0], config), config)
         write_parts(draft / ITEMS, [item_features(con, known['heard'])], ITEM_FEATURES)
-        summary = summarize(accounts, first['opinions'], known, len(videos))
+        summary = summarize(accounts, first['opinions'], known, len(videos), config)
         write_json(draft / SUMMARY, summary)
         if config.snapshot_inputs:
             keep_inputs(draft, [path for files, _ in sources.values() for path in files])

@@ -26,7 +26,7 @@ def rows_by_reason(
         for reason, n in [
             ('rows in', counts['rows_in']),
             *counts['invalid'].items(),
-            *((k, counts[k]) for k in ('unmatched', 'skipped', 'duplicates', 'used')),
+            *((k, counts[k]) for k in ('unmatched', 'skipped', 'duplicates', 'overruled', 'used') if k in counts),
         ]
     ]
     return pd.DataFrame(rows, columns=['source', 'rows', 'count', 'share of rows in'])

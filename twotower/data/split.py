@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..base.errors import SettingError
-from .opinions import OPINION, user_ranges
+from .opinions import opinion_columns, user_ranges
 
 # %% ../../nbs/data/split.ipynb #8f159a2b
 _MERSENNE = 2**31 - 1
@@ -123,7 +123,8 @@ def split(
     "Make the tables `train` and `val` from `opinions`."
     check_split(val_ratio, by)
     _cast_luck(con, seed)
-    con.execute(f'CREATE OR REPLACE TABLE train ({OPINION}); CREATE OR REPLACE TABLE val ({OPINION})')
+    columns = opinion_columns(con)
+    con.execute(f'CREATE OR REPLACE TABLE train ({columns}); CREATE OR REPLACE TABLE val ({columns})')
     for part in user_ranges(con, 'opinions'):
         con.execute(f"""
             CREATE OR REPLACE TEMP TABLE divided AS

@@ -20,7 +20,7 @@ from scipy.special import expit
 from twotower.base.tables import (
     DISLIKE, INTERACTIONS, KIND, LIKE, PSEUDO, USER, VIDEO, opinion_matrix, places_of, read_embeddings, read_table,
 )  # fmt: skip
-from .intervals import bootstrap, interval
+from .intervals import bootstrap, interval, lift_facts
 from twotower.evaluation.metrics import (
     auc_by_user, auc_within, log_losses, mean_by_user, ranking_metrics, reliability, top_k,
 )  # fmt: skip
@@ -311,6 +311,7 @@ def score_model(
     share = _mean(labels)
     constant = None if share is None else _mean(log_losses(np.full(len(labels), share), labels))
     others = {name: rank(u, v, judged, k, memory_mb, engine)[:2] for name, (u, v) in rivals(judged, seed).items()}
+    recalls = by_user[f'recall@{k}'], others['popularity'][1][f'recall@{k}']
     scored = {
         'n_users': len(who),
         'n_items': len(judged.items),
@@ -319,6 +320,7 @@ def score_model(
         'metrics': metrics | {'log_loss': _mean(by_user['log_loss']), 'ece': finite_or_none(error)},
         'intervals': _intervals(by_user, seed),
         'baselines': {name: found for name, (found, _) in others.items()},
+        'lift': lift_facts(*recalls, np.diff(judged.liked.indptr), k, seed),
         'baseline_intervals': {name: _intervals(theirs, seed) for name, (_, theirs) in others.items()},
         'segments': by_history(
             {name: v[who] for name, v in by_user.items() if name not in _POOLED}, np.diff(judged.seen.indptr)[who]

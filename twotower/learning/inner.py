@@ -6,6 +6,7 @@
 __all__ = ['set_aside', 'Inner', 'inner_part', 'calibration', 'score_inner', 'popularity_score', 'train']
 
 # %% ../../nbs/learning/inner.ipynb #5b0d5a9e
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -144,6 +145,7 @@ def train(
     inner: Inner | None = None,  # a part of it set aside; None: sets one aside
     team: Alone = ALONE,  # who trains, each on its part of both
     every: float = 30.0,  # seconds between two checkpoints
+    tell: Callable[[list[dict]], None] | None = None,  # called with the epoch table after each epoch of the choice
 ) -> tuple[TwoTower, pd.DataFrame, dict]:  # the model; the epoch table; calibration and the chosen number of epochs
     "Choose the number of epochs on a part set aside, then train on everything."
     inner = inner or inner_part(data, config)
@@ -151,7 +153,7 @@ def train(
     def judge(model: TwoTower) -> dict:
         return score_inner(inner, model, config, team)
 
-    _, history = fit(inner.rest, config, config.epochs, judge, config.patience, checkpoints, every, team)
+    _, history = fit(inner.rest, config, config.epochs, judge, config.patience, checkpoints, every, team, tell)
     best = max(history, key=lambda row: row['choice'])
     model, _ = fit(data, config, best['epoch'], checkpoints=checkpoints, every=every, team=team)
     facts = {'epochs': best['epoch'], 'scale': best['scale'], 'bias': best['bias']}

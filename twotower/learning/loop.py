@@ -23,6 +23,7 @@ from ..base.progress import progress
 from .descent import DESCENTS, Descent, autocast, pick_device
 from .linear_start import start_linear
 from .losses import batch_loss
+from .steps import users_in_batch
 from .training_set import TrainingSet
 from ..model.shards import assembled, first_layer
 from ..model.towers import TwoTower
@@ -45,7 +46,7 @@ def one_epoch(
     data: TrainingSet,  # what to learn from
     n: int,  # number of users of all workers
     epoch: int,  # its number, from 1
-    config: TrainSettings,  # batch_size, precision, learning_rate and what `batch_loss` reads
+    config: TrainSettings,  # batch_size (1 or more), precision, learning_rate and what `batch_loss` reads
     generator: torch.Generator,  # of batches, on the device of the data
     team: Alone = ALONE,  # who trains; each with its own users
 ) -> float:  # mean loss of a user, in nats
@@ -165,6 +166,8 @@ def fit(
     checkpoints: Path | None = None,  # folder to go on from and to save to; None: no checkpoints
     every: float = 30.0,  # seconds between two checkpoints
     team: Alone = ALONE,  # who trains; each with its own users
+    tell: Callable[[list[dict]], None]
+    | None = None,  # called by the first worker with the epoch table after each epoch
 ) -> tuple[TwoTower, list[dict]]:  # the model, whole in the first worker; one dict for each epoch
     "Train a model."
     autocast(config.precision, pick_device(config.device))
@@ -177,6 +180,7 @@ def fit(
         start_linear(model, data, team)
     descent = DESCENTS[config.optimizer](model, config, team)
     parts, history, n, saved = {'model': model, 'descent': descent}, [], team.count(len(data.users)), time.monotonic()
+    config = config.but(batch_size=users_in_batch(n, config.batch_size))
     if path and (newest := newest_checkpoint(path, team)):
         history = load_checkpoint(newest, parts, generator)
     ahead = range(len(history) + 1, epochs + 1)
@@ -184,6 +188,8 @@ def fit(
         loss = one_epoch(model, descent, data, n, epoch, config, generator, team)
         average = descent.averaged()
         history.append({'epoch': epoch, 'train loss': loss} | team.agree(score(average) if score else {}))
+        if tell and not team.rank:
+            tell(history)
         best = max(history, key=lambda row: row.get('choice', row['epoch']))
         if patience and epoch - best['epoch'] >= patience:
             break

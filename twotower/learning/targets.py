@@ -12,23 +12,32 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from ..base.tables import DISLIKE, KIND, LIKE, STARS
+from ..base.tables import DISLIKE, KIND, LIKE, STARS, WEIGHT
 from ..model.sparse_rows import Rows, owners
 from ..parallel.team import Part, draw
 
 # %% ../../nbs/learning/targets.ipynb #c926000a
+def _counted(opinions: pa.Table, repeat_weight: float) -> np.ndarray:
+    "The weights of the opinions, those above 1 by their logarithm."
+    weights = pc.fill_null(opinions[WEIGHT], 1.0).to_numpy(zero_copy_only=False).astype(float)
+    return np.minimum(weights, 1) * (1 + repeat_weight * np.log2(np.maximum(weights, 1)))
+
+
 def target_weights(
-    opinions: pa.Table,  # INTERACTIONS without pseudo-negatives
+    opinions: pa.Table,  # INTERACTIONS or WEIGHTED, without pseudo-negatives
     star_weight: float,  # how much more five stars weigh than the fewest stars of a like, >= 0
     seen_weight: float,  # weight of an opinion that is neither like nor dislike, 0 to 1
     dislike_weight: float,  # weight of a dislike, 0 to 1
+    repeat_weight: float = 0.3,  # how much more an opinion of weight 2 counts, >= 0
 ) -> np.ndarray:  # (n,)
     "How much each opinion counts as a target."
     liked, disliked = (pc.equal(opinions[KIND], kind).to_numpy(zero_copy_only=False) for kind in (LIKE, DISLIKE))
     stars = opinions[STARS].to_numpy(zero_copy_only=False).astype(float)
-    fewest = np.nanmin(stars[liked], initial=5.0)
-    above = np.nan_to_num((stars - fewest) / max(5.0 - fewest, 1e-9), nan=0.0)
-    return np.select([liked, disliked], [1 + star_weight * above, dislike_weight], seen_weight)
+    top = max(5.0, np.nanmax(stars[liked], initial=5.0))
+    fewest = np.nanmin(stars[liked], initial=top)
+    above = np.nan_to_num((stars - fewest) / max(top - fewest, 1e-9), nan=0.0)
+    kinds = np.select([liked, disliked], [1 + star_weight * above, dislike_weight], seen_weight)
+    return kinds * _counted(opinions, repeat_weight) if WEIGHT in opinions.column_names else kinds
 
 # %% ../../nbs/learning/targets.ipynb #a9316d78
 TARGETS = 'all', 'hidden', 'one'

@@ -15,7 +15,8 @@ from scipy import sparse
 
 from ..parallel.machine import processors
 from ..base.files import read_json, write_json
-from .inner import Inner, inner_part, train
+from .epochs import teller
+from .inner import Inner, inner_part, popularity_score, train
 from .training_set import TrainingSet, load_set, part_of, save_set
 from ..model.towers import TwoTower, load_model, save_weights
 from ..parallel.launch import launch
@@ -35,6 +36,7 @@ def lay_out(
     workers: int,  # how many will learn
     every: float = 30.0,  # seconds between two checkpoints
     inner: Inner | None = None,  # a part of the data set aside; None: sets one aside
+    told: Path | None = None,  # file for the epochs as lines of JSON; None: they are not told
 ) -> None:
     "Write what each worker needs."
     inner = inner or inner_part(data, config)
@@ -43,7 +45,8 @@ def lay_out(
         save_set(folder / f'rest.{rank}.pt', part_of(inner.rest, rank, workers))
     for name in _ROWS:
         sparse.save_npz(folder / f'{name}.npz', getattr(inner, name))
-    write_json(folder / 'settings.json', {'config': vars(config), 'every': every})
+    telling = {'path': str(told.resolve()), 'rival': popularity_score(inner)} if told else None
+    write_json(folder / 'settings.json', {'config': vars(config), 'every': every, 'telling': telling})
 
 # %% ../../nbs/learning/together.ipynb #20598c57
 def work(
@@ -57,7 +60,11 @@ def work(
     with joined(config.device) as team:
         rows = [sparse.load_npz(folder / f'{name}.npz') for name in _ROWS]
         data, rest = (load_set(folder / f'{name}.{team.rank}.pt') for name in ('data', 'rest'))
-        model, epochs, facts = train(data, config, folder / 'checkpoints', Inner(rest, *rows), team, settings['every'])
+        told = settings.get('telling')
+        tell = teller(Path(told['path']), told['rival'], config.patience) if told else None
+        model, epochs, facts = train(
+            data, config, folder / 'checkpoints', Inner(rest, *rows), team, settings['every'], tell
+        )
         if team.rank == 0:
             save_weights(model, folder / PT)
             write_json(folder / META, {'model': model.config, 'epochs': epochs.to_dict('records'), 'facts': facts})
@@ -69,13 +76,16 @@ def train_together(
     checkpoints: Path,  # folder to go on from and to save to; all machines see it
     every: float = 30.0,  # seconds between two checkpoints
     inner: Inner | None = None,  # a part of the data set aside; None: sets one aside
+    told: Path | None = None,  # file for the epochs as lines of JSON, which are also printed; None: they are not told
 ) -> tuple[TwoTower, pd.DataFrame, dict]:  # the model; the epoch table; calibration and the chosen number of epochs
     "Train with as many workers as are asked for."
     check_engine(config.engine)
     if (config.engine, config.workers) == ('local', 1):
-        return train(data, config, checkpoints, inner, every=every)
+        inner = inner or inner_part(data, config)
+        tell = teller(told, popularity_score(inner), config.patience) if told else None
+        return train(data, config, checkpoints, inner, every=every, tell=tell)
     checkpoints.mkdir(parents=True, exist_ok=True)
-    lay_out(checkpoints, data, config, config.workers, every, inner)
+    lay_out(checkpoints, data, config, config.workers, every, inner, told)
     launch(_WORK, checkpoints, config.engine, config.workers, config.device)
     found = read_json(checkpoints / META)
     return load_model(checkpoints / PT, found['model']), pd.DataFrame(found['epochs']), found['facts']

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from ..base.files import atomic_file
 from twotower.base.tables import (
-    INTERACTIONS,
     ITEM_FEATURES,
     KIND,
     PSEUDO,
     USER,
     USER_FEATURES,
     VIDEO,
+    WEIGHTED,
     opinion_matrix,
     read_table,
 )
@@ -166,11 +166,11 @@ class Prepared:
 # %% ../../nbs/learning/training_set.ipynb #e613fa4b
 def load_prepared(
     folder: Path,  # `prep/` of a run
-    config: TrainSettings,  # star_weight, seen_weight, dislike_weight and which features to use
+    config: TrainSettings,  # star_weight, seen_weight, dislike_weight, repeat_weight and which features to use
 ) -> Prepared:  # features and labels of the training part
     "Read a prepared run and fit the features."
     users, items = read_table(folder / USERS, USER_FEATURES), read_table(folder / ITEMS, ITEM_FEATURES)
-    train = read_table(folder / TRAIN, INTERACTIONS)
+    train = read_table(folder / TRAIN, WEIGHTED)
     encoding = fit_encoding(
         items,
         users,
@@ -181,7 +181,7 @@ def load_prepared(
     )
     user_ids, item_ids = users[USER].combine_chunks(), items[VIDEO].combine_chunks()
     opinions, labelled = train.filter(pc.not_equal(train[KIND], PSEUDO)), train.filter(pc.is_valid(train['label']))
-    each = target_weights(opinions, config.star_weight, config.seen_weight, config.dislike_weight)
+    each = target_weights(opinions, config.star_weight, config.seen_weight, config.dislike_weight, config.repeat_weight)
     weights = opinion_matrix(opinions, user_ids, item_ids, each)
     pairs = opinion_matrix(labelled, user_ids, item_ids, labelled['label'].to_numpy() + 1.0)
     matrices = encode(encoding, 'user', users)[0], encode(encoding, 'item', items)[0]

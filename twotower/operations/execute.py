@@ -22,7 +22,7 @@ from ..base.files import atomic_file, read_json, write_json
 from ..base.holds import ScratchFolder, using
 from ..parallel.machine import socket_place
 from .plan import Stage
-from ..runs.run import Run
+from ..runs.run import EPOCHS, Run
 
 # %% ../../nbs/operations/execute.ipynb #c6a7215a
 def _stop(future: Future, started: list[subprocess.Popen]) -> None:
@@ -183,13 +183,19 @@ def execute(
     return failure(content)
 
 # %% ../../nbs/operations/execute.ipynb #bdedbe7f
+def _lines(path: Path | None) -> list[str]:
+    "The lines of a file, which need not be there."
+    return path.read_text(encoding='utf-8').splitlines() if path and path.exists() else []
+
+
 class _Clock:
     "The line of a stage: its name and how long it has been running."
 
-    def __init__(self, name: str, width: int):
+    def __init__(self, name: str, width: int, rows: Path | None = None):
         from twotower.base.progress import is_watched
 
         self.name, self.width, self.started, self.live = name, width, time.monotonic(), is_watched(sys.stdout)
+        self.rows, self.said = rows, len(_lines(rows))
 
     def line(self) -> str:
         return f'  {self.name:<{self.width}}  {time.monotonic() - self.started:6.1f} s'
@@ -197,6 +203,10 @@ class _Clock:
     def tick(self, told: str) -> None:
         if self.live:
             print(f'\r{self.line()}  {told}\x1b[K', end='', flush=True)
+        else:
+            for line in (lines := _lines(self.rows))[self.said :]:
+                print(line, flush=True)
+            self.said = len(lines)
 
     def end(self, how: str = '') -> None:
         print(('\r\x1b[K' if self.live else '') + f'{self.line()}  {how}'.rstrip(), flush=True)
@@ -212,7 +222,7 @@ def run_chain(
     width = max(len(stage.name) for stage in stages)
     with using(run.path):
         for stage in stages:
-            clock = _Clock(stage.name, width)
+            clock = _Clock(stage.name, width, run.path / EPOCHS)
             try:
                 error = execute(stage, run, clock.tick)
             except KeyboardInterrupt:

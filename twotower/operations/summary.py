@@ -9,7 +9,7 @@ __all__ = ['summary_lines']
 from ..base.files import read_json
 from ..base.tables import PSEUDO, USER
 from ..base.words import one_line
-from ..runs.run import SUMMARY, USER_EMBEDDINGS, Run
+from ..runs.run import SUMMARY, USER_EMBEDDINGS, Run, stage_name
 
 # %% ../../nbs/operations/summary.ipynb #c0971b7f
 def _table_lines(frame) -> list[str]:
@@ -29,11 +29,11 @@ def _recommendations(run: Run, k: int) -> list[str]:
     import pyarrow.parquet as pq
 
     from twotower.database.connections import connect
-    from twotower.database.embeddings import recommend
+    from twotower.embedding.unseen import recommend_unseen
 
     users = pq.read_table(run.model / USER_EMBEDDINGS, columns=[USER])[USER][:1].to_pylist()
     with connect() as connection:
-        found = [(user, recommend(connection, user, k)['title']) for user in users]
+        found = [(user, recommend_unseen(connection, run, user, k)['title']) for user in users]
     lines = []
     for user, titles in found:
         lines += [
@@ -43,6 +43,32 @@ def _recommendations(run: Run, k: int) -> list[str]:
             '',
         ]
     return lines
+
+# %% ../../nbs/operations/summary.ipynb #dc21b2dc
+def _embed_lines(stage: dict) -> list[str]:
+    "What 04_embed brought into the database."
+    rehearsed = stage['parameters'].get('dry_run') or stage['parameters'].get('skip_upsert')
+    lines = []
+    for row in stage.get('counts', []):
+        told = ', '.join(
+            f'{value:,} {name}' for name, value in row.items() if isinstance(value, int) and name != 'rows'
+        )
+        name = next((value for value in row.values() if isinstance(value, str)), 'rows')
+        lines.append(f'{name:<9} {row.get("rows", 0):,} embedded{" (dry run)" if rehearsed else ""}; {told}')
+    return lines
+
+
+def _daily_lines(stages: dict[str, dict]) -> list[str]:
+    "What a daily run has done: which model, which videos, which users, and where."
+    day = stages['07_daily']
+    lines, taken = [f'model     of run {day["trained_by"]}'], day.get('taken_in')
+    if taken is None:
+        lines.append('taken in  nothing, as asked for')
+    else:
+        verb = 'would change' if day['parameters'].get('dry_run') else 'changed'
+        lines.append(f'taken in  {taken["items"]:,} videos listed by the shop, of which {taken["changed"]:,} {verb}')
+    lines += _embed_lines(stages.get('04_embed', {'parameters': {}}))
+    return [*lines, f'target    {day["target"]}']
 
 # %% ../../nbs/operations/summary.ipynb #2d45c28e
 def _rows_line(summary: dict) -> str:
@@ -61,13 +87,18 @@ def summary_lines(
     "Say what a run has done so far."
     from twotower.runs.index_page import metrics_frame
 
-    lines = [f'run       {run.id}']
+    lines, stages = [f'run       {run.id}'], read_json(run.path / 'run.json')['stages']
+    stages = {stage_name(name): stage for name, stage in stages.items()}
+    if '07_daily' in stages:
+        return [*lines, *_daily_lines(stages), f'reports   {run.path / "index.html"}']
     if (run.prep / SUMMARY).is_file():
-        lines.append(_rows_line(read_json(run.prep / SUMMARY)))
+        prepared = read_json(run.prep / SUMMARY)
+        lines += [_rows_line(prepared), *(f'          {note}' for note in prepared.get('notes', [])[1:])]
     if run.metrics.is_file():
         metrics = read_json(run.metrics)
         lines += ['', *_table_lines(metrics_frame(metrics).drop(columns=['95 % interval', 'unit', 'better'])), '']
         lines += [f'verdict   {metrics["verdict"]}', *(f'          {reason}' for reason in metrics.get('reasons', []))]
-    if '04_embed' in read_json(run.path / 'run.json')['stages']:
+    lines += [f'warning   {warning}' for stage in stages.values() for warning in stage.get('warnings', [])]
+    if '04_embed' in stages:
         lines += _recommendations(run, k)
     return [*lines, f'reports   {run.path / "index.html"}']
