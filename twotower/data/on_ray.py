@@ -24,7 +24,7 @@ from ..base.inputs import keep_inputs
 from ..base.tables import INTERACTIONS, ITEM_FEATURES, USER_FEATURES, as_uuid
 from .columns import read_header
 from .describe import end_of, interactions, item_features, number_words, user_features, write_parts
-from .match import number_videos
+from .match import number_videos, unmatched_videos, write_unmatched
 from .negatives import divide
 from .opinions import account_for, add_facts, summarize, take_opinions, user_ranges
 from twotower.data.sources import (
@@ -318,6 +318,8 @@ def prepare_on_cluster(
         known = _written(ray, draft, states, shared, _cut(ray, con, first, states, shared[0], config), config)
         write_parts(draft / ITEMS, [item_features(con, known['heard'])], ITEM_FEATURES)
         summary = summarize(accounts, first['opinions'], known, len(videos))
+        lost = [found['lost'] for found in first['opinions']['sources'].values()]
+        summary['unmatched_videos'] = write_unmatched(draft, unmatched_videos(lost, videos))
         write_json(draft / SUMMARY, summary)
         if config.snapshot_inputs:
             keep_inputs(draft, [path for files, _ in sources.values() for path in files])

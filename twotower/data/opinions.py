@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..base.errors import InputError, SettingError
-from .match import match_videos, number_users
+from .match import count_matches, match_videos, number_users
 from ..runs.settings import PrepSettings
 
 # %% ../../nbs/data/opinions.ipynb #909886b3
@@ -111,7 +111,7 @@ def take_opinions(
 ) -> dict:  # facts: sources (lost, skipped, labelled, used of each), stars, and those of `_opinion_facts`
     "From the rows of some users to their opinions."
     number_users(con, sources, profiles)
-    found = {name: {'lost': match_videos(con, name)} for name in sources}
+    found = {name: {'lost': match_videos(con, name)} | count_matches(con, name) for name in sources}
     for name in sources:
         found[name] |= label_rows(con, name, config.min_stars, config.max_negative_stars)
     for name, used in merge_sources(con, sources).items():

@@ -14,9 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..base.errors import InputError, SettingError
-from ..base.tables import VIDEO, VIDEOS, as_uuid, conform
+from ..base.tables import VIDEO, VIDEOS, conform
 from .connections import transaction
 from .dates import held_date
+from .doubles import join_doubles
+from .identity import settle
 from .schema import CATALOGUE, check_schema
 from .sql import advisory_lock, copy_in, copy_out, full_name, named
 
@@ -26,19 +28,15 @@ _PLAIN = [name for name in VIDEOS.names if name not in (VIDEO, 'content_id', *_L
 
 
 def _checked_videos(table: pa.Table) -> pa.Table:
-    "With an id in every row; content ids and addresses are there and unique."
+    "With an address in every row; no content id and no address comes twice."
     table = conform(table, VIDEOS, 'videos')
+    if missing := table['product_url'].null_count:
+        raise InputError(f'videos: product_url is missing in {missing} rows')
     for name in ('content_id', 'product_url'):
-        if table[name].null_count:
-            raise InputError(f'videos: {name} is missing in {table[name].null_count} rows')
-        counts = pc.value_counts(table[name])
+        counts = pc.value_counts(table[name].drop_null())
         if twice := counts.filter(pc.greater(counts.field('counts'), 1)).field('values').to_pylist():
             raise InputError(f'videos: {name} {sorted(twice)[:5]} is there more than once ({len(twice)} such)')
-    ids = [
-        as_uuid(given or url)
-        for given, url in zip(*(table[c].to_pylist() for c in (VIDEO, 'product_url')), strict=True)
-    ]
-    return table.set_column(0, VIDEO, pa.array(ids, pa.string()))
+    return table
 
 # %% ../../nbs/database/videos.ipynb #82f00312
 def _pairs(table: pa.Table, name: str) -> pa.Table:
@@ -60,7 +58,7 @@ _MERGE_VIDEOS = f"""
     WITH relisted AS (
         UPDATE public.videos old SET content_id = new.content_id
         FROM new_videos new
-        WHERE new.product_url = old.product_url AND new.content_id <> old.content_id
+        WHERE new.id = old.id AND new.content_id <> old.content_id
             AND NOT EXISTS (SELECT FROM public.videos known WHERE known.content_id = new.content_id)
         RETURNING old.id
     )
@@ -116,15 +114,17 @@ _MERGE_LINKS = """
 # %% ../../nbs/database/videos.ipynb #90aefb88
 def save_videos(
     conn: psycopg.Connection,  # migrated
-    table: pa.Table,  # `VIDEOS`; a missing video_id is made from the product_url
+    table: pa.Table,  # `VIDEOS`; a missing video_id is made from the product_url, a missing content_id is taken out of it
 ) -> int:  # videos that are new or changed, or whose links are
-    "Merge videos by content id, with their tags and performers."
+    "Merge videos with those that they mean, with their tags and performers."
     table = _checked_videos(table)
     types = {'id': 'uuid', 'content_id': 'text'} | dict.fromkeys(_PLAIN, 'text')
     types |= {'release_date': 'date', 'duration': 'real', 'price': 'real'}
     with transaction(conn, 'saving videos'):
         check_schema(conn, CATALOGUE, 'write')
         advisory_lock(conn, 'videos')
+        table, twins = settle(conn, table)
+        join_doubles(conn, twins)
         conn.execute('CREATE TEMP TABLE touched (id uuid) ON COMMIT DROP')
         columns = table.select([VIDEO, 'content_id', *_PLAIN])
         copy_in(conn, 'new_videos', ', '.join(f'{name} {kind}' for name, kind in types.items()), columns)
