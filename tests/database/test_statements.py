@@ -151,6 +151,7 @@ WORK = {
     'erasure.remove_erased': lambda conn: [
         erasure.remove_erased(conn, least, dry_run) for least in (None, 2) for dry_run in (True, False)
     ],
+    'videos.known_words': lambda conn: catalogue.known_words(conn, 'tags'),
     'videos.lacking_videos': lambda conn: catalogue.lacking_videos(conn, 'm1', ids(2)),
     'videos.refers_to_videos changes.opinions': lambda conn: changes.opinions(conn),
     'changes.stranded_users': lambda conn: changes.stranded_users(conn, 'm2'),
