@@ -215,6 +215,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'twotower.cli._version': ('cli.html#_version', 'twotower/cli.py'),
                               'twotower.cli.about': ('cli.html#about', 'twotower/cli.py'),
                               'twotower.cli.doctor_command': ('cli.html#doctor_command', 'twotower/cli.py'),
+                              'twotower.cli.doubles_command': ('cli.html#doubles_command', 'twotower/cli.py'),
+                              'twotower.cli.ingest_command': ('cli.html#ingest_command', 'twotower/cli.py'),
                               'twotower.cli.main': ('cli.html#main', 'twotower/cli.py'),
                               'twotower.cli.migrate_command': ('cli.html#migrate_command', 'twotower/cli.py'),
                               'twotower.cli.movielens': ('cli.html#movielens', 'twotower/cli.py'),
