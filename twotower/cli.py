@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'about', 'run_command', 'summary', 'secrets_command', 'doctor_command', 'movielens', 'migrate_command',
-           'videos', 'sweep_command', 'tidy_command', 'qual_command', 'main']
+           'videos', 'ingest_command', 'doubles_command', 'sweep_command', 'tidy_command', 'qual_command', 'main']
 
 # %% ../nbs/cli.ipynb #48a200d9
 import errno
@@ -246,15 +246,67 @@ def videos(
             '--columns', help="What the file calls them: 'url=product_url, genres=tags'; by place: '1=product_url'."
         ),
     ] = '',
+    separator: Annotated[
+        str,
+        typer.Option(help='Sign between two tags or performers; by default it is found, and | goes before all others.'),
+    ] = '',
 ) -> None:
     """Merge a file of videos into the master in the database, whose schema is brought up to date first.
 
     Example: `twotower videos videos.csv` or `twotower videos movies.dat --columns '1=item_id, 2=title, 3=tags'`
+
+    What prep did not find in the master can be inserted at once: `twotower videos outputs/latest/prep/unmatched.csv`
     """
     from twotower.catalogue.table import load_catalogue
 
-    for name, value in load_catalogue(file, called=columns).items():
+    for name, value in load_catalogue(file, called=columns, separator=separator).items():
         typer.echo(f'{name:<15} {value:,}' if isinstance(value, int) else f'{name:<15} {value}')
+
+# %% ../nbs/cli.ipynb #d77799f8
+@app.command('ingest')
+def ingest_command(
+    first: Annotated[
+        str,
+        typer.Option(
+            '--from', help='First day of release, YYYY-MM-DD in Japan; by default GTE_RELEASE_DATE, or the last days.'
+        ),
+    ] = '',
+    last: Annotated[str, typer.Option('--to', help='Last day of release; by default LTE_RELEASE_DATE, or today.')] = '',
+    dry_run: Annotated[bool, typer.Option('--dry-run', help='Only count.')] = False,
+) -> None:
+    """Take the catalogue of the shop in through its item API, before there is a model; a second time only what is new.
+
+    Example: `twotower ingest --from 2025-01-01`
+    """
+    from twotower.catalogue.intake import ingest
+
+    for name, value in ingest(first, last, dry_run).items():
+        typer.echo(f'{name:<15} {value:,}' if isinstance(value, int) else f'{name:<15} {value}')
+
+
+@app.command('doubles')
+def doubles_command(
+    join: Annotated[bool, typer.Option('--join', help='Join them; without this they are only listed.')] = False,
+) -> None:
+    """List the videos that are in the master twice, as an address and as an entry of the catalogue, and join them.
+
+    Example: `twotower doubles`, then `twotower doubles --join`
+
+    Decisions, tags and embeddings move to the video that is kept.
+    """
+    from twotower.database.connections import connect, target
+    from twotower.database.doubles import find_doubles, join_doubles
+
+    with connect() as connection:
+        found, unclear = find_doubles(connection)
+        typer.echo(f'database {target(connection)}')
+        for row in found.slice(0, 20).to_pylist():
+            typer.echo(plain(f'{row["gone"]} {row["gone_url"]}\n  is {row["kept"]} {row["kept_url"]}'))
+        typer.echo(f'{len(found):,} doubles; {len(unclear):,} more have two content ids and stay as they are')
+        if join:
+            typer.echo(f'{join_doubles(connection, found):,} joined')
+        elif len(found):
+            typer.echo('nothing was changed: twotower doubles --join joins them')
 
 # %% ../nbs/cli.ipynb #0faaa731
 @app.command('sweep')

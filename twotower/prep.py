@@ -16,7 +16,7 @@ from .base.inputs import keep_inputs
 from .base.tables import INTERACTIONS, ITEM_FEATURES, USER_FEATURES
 from .data.describe import end_of, interactions, item_features, number_words, user_features, write_parts
 from .data.gates import check_input
-from .data.match import number_videos
+from .data.match import number_videos, unmatched_videos, write_unmatched
 from .data.meaning import with_limits
 from .data.negatives import divide
 from .data.opinions import account_for, star_counts, summarize, take_opinions, user_ranges
@@ -34,7 +34,7 @@ def prepare(
     profiles: pa.Table | None = None,  # user_id, created_at of the users in the database
     last: dict | None = None,  # of `last_input`: what the input is compared with
 ) -> tuple[dict, pa.Table, int | None]:  # the content of summary.json; of `heard_of`; the newest moment of training
-    "Make the tables `train` and `val`, and account for every row."
+    "Make the tables `train`, `val` and `unmatched`, and account for every row."
     number_videos(con, videos)
     config = with_limits(config, star_counts(con, list(sources)) if config.stars_limits == 'found' else {})
     opinions = take_opinions(con, list(sources), config, profiles)
@@ -45,6 +45,7 @@ def prepare(
         held = held_out(con, opinions['opinions'], config.val_ratio)
         cut = find_cut(opinions_by_day(con), held, lambda day: opinions_of_day(con, day, config.seed))
     divided, newest = divide(con, config, cut)
+    con.register('unmatched', unmatched_videos([found['lost'] for found in opinions['sources'].values()], videos))
     return summarize(accounts, opinions, divided, len(videos), config), divided['heard'], newest
 
 # %% ../nbs/01_prep.ipynb #e3a0641b
@@ -56,13 +57,14 @@ def save_prep(
     newest: int | None,  # from `prepare`
     max_history: int = 1000,  # the newest opinions of each kind in a user's features; 0: all
 ) -> None:
-    "Write the four tables and summary.json."
+    "Write the four tables, the videos that are not in the master, and summary.json."
     parts, words, end = list(user_ranges(con, 'opinions')), number_words(con), end_of(newest)
     for name, file in [('train', TRAIN), ('val', VAL)]:
         write_parts(folder / file, (interactions(con, name, part) for part in parts), INTERACTIONS)
     write_parts(folder / ITEMS, [item_features(con, heard)], ITEM_FEATURES)
     users = (user_features(con, words, part, max_history, now=end) for part in parts)
     write_parts(folder / USERS, users, USER_FEATURES)
+    summary['unmatched_videos'] = write_unmatched(folder, con.table('unmatched').to_arrow_table())
     write_json(folder / SUMMARY, summary)
 
 # %% ../nbs/01_prep.ipynb #9cb2eb8a

@@ -16,7 +16,7 @@ from test_database import ANN, BEN, ids, vectors, videos
 
 import twotower.database
 from twotower.base.tables import DECISION, DECISIONS, TIME, USER, VIDEO
-from twotower.database import changes, connections, dates, embeddings, erasure, lease, people, schema
+from twotower.database import changes, connections, dates, doubles, embeddings, erasure, lease, people, schema
 from twotower.database import videos as catalogue
 from twotower.operations.doctor import check_database
 from twotower.page.open_run import live_person
@@ -112,6 +112,16 @@ def take_turns(conn):
     lease.promised(conn, 'embeddings')
 
 
+def insert_now_describe_later(conn):
+    "A video under an address, its double under an id, and a row that brings them together."
+    page = 'https://s.example/v/?id=n1'
+    for id, (content_id, url) in enumerate([(page, page), ('n1', 'https://s.example/w')], 900):
+        insert = 'INSERT INTO videos (id, content_id, product_url) VALUES (%s, %s, %s)'
+        conn.execute(insert, [UUID(int=id), content_id, url])
+    catalogue.save_videos(conn, videos(1, content_id=['n1'], product_url=['https://s.example/v?id=n1']))
+    doubles.join_doubles(conn, doubles.find_doubles(conn)[0])
+
+
 # one line for each public function of the room that takes a connection, and for SQL that lies in other rooms
 WORK = {
     'sql.advisory_lock sql.build sql.copy_in schema.migrate videos.save_videos people.save_profiles people.save_decisions '
@@ -142,10 +152,12 @@ WORK = {
     'erasure.remove_erased': lambda conn: [
         erasure.remove_erased(conn, least, dry_run, 'm2') for least in (None, 2) for dry_run in (True, False)
     ],
+    'videos.known_words': lambda conn: catalogue.known_words(conn, 'tags'),
     'videos.lacking_videos': lambda conn: catalogue.lacking_videos(conn, 'm1', ids(2)),
     'videos.refers_to_videos changes.opinions': lambda conn: changes.opinions(conn),
     'changes.stranded_users': lambda conn: changes.stranded_users(conn, 'm2'),
     'dates.odd_dates': lambda conn: dates.odd_dates(conn),
+    'identity.settle doubles.find_doubles doubles.join_doubles': insert_now_describe_later,
 }
 
 

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from twotower.base.files import atomic_folder, write_json
 from twotower.base.tables import ITEM_FEATURES, USER_FEATURES
@@ -252,3 +254,53 @@ def test_an_older_vector_serves_a_model_with_more_segments(node, exported):
     theirs = ask(node, '[...t.pad({ data: Float32Array.from(data), rows, width }, width + 3).data]',
                  data=matrix.toarray().ravel().tolist(), rows=10, width=matrix.shape[1])  # fmt: skip
     assert theirs == completed.toarray().ravel().tolist()
+
+
+# Whatever a shop may come up with: any letters, composed or not, half and full width, words that are not there, numbers that are none, any date.
+
+LETTERS = st.characters(exclude_categories=['Cs', 'Cn', 'Co']) | st.sampled_from('ｶﾞＡΣςİßﬁ①e\u0301\u200d🎬')
+WORDS = st.text(LETTERS, max_size=5) | st.sampled_from(
+    ['__proto__', 'constructor', '', 'drama', 'Ｄｒａｍａ', 'e\u0301', 'é']
+)
+NUMBERS = (
+    st.none() | st.floats(width=32) | st.sampled_from([0.0, -1.0, 90.0, float('nan'), float('inf'), float('-inf')])
+)
+COUNTS = st.none() | st.integers(0, 2**31 - 1)
+LISTS = st.none() | st.lists(st.none() | WORDS, max_size=4)
+ANY_ITEM = st.fixed_dictionaries(
+    {name: st.none() | WORDS for name in ('video_id', 'title', 'maker', 'label', 'series', 'source', 'director')}
+    | {'tags': LISTS, 'performers': LISTS, 'duration': NUMBERS, 'price': NUMBERS, 'popularity': COUNTS}
+    | {'release_date': st.none() | st.dates().map(str)}
+)
+ANY_USER = st.fixed_dictionaries(
+    {name: LISTS for name in USER_FEATURES.names if pa.types.is_list(USER_FEATURES.field(name).type)}
+    | {'like_count': COUNTS, 'like_count_30d': COUNTS, 'positive_ratio_30d': NUMBERS, 'signup_days': NUMBERS}
+)
+
+
+def without_json(value):
+    "NaN and the infinities under names, since JSON has none for them."
+    if isinstance(value, dict):
+        return {key: without_json(one) for key, one in value.items()}
+    return f'number {value}' if isinstance(value, float) and not np.isfinite(value) else value
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(ANY_ITEM, min_size=4, max_size=30), st.lists(ANY_USER, min_size=4, max_size=30))
+def test_any_rows_have_the_same_vectors(node, items, users):
+    tables = {'item': typed(items, ITEM_FEATURES), 'user': typed(users, USER_FEATURES)}
+    half = {
+        side: table.slice(0, len(table) // 2 + 1) for side, table in tables.items()
+    }  # the others bring unknown words
+    encoding = fit_encoding(half['item'], half['user'], use_price_feature=True, use_title_feature=True)
+    rows = {'item': [*map(without_json, items)], 'user': [*map(without_json, users)]}
+    said = ask(node, """['item', 'user'].map((side) => {
+        const numbers = { 'number nan': NaN, 'number inf': Infinity, 'number -inf': -Infinity };
+        const read = (row) => Object.fromEntries(Object.entries(row).map(([name, x]) => [name, Object.hasOwn(numbers, x) ? numbers[x] : x]));
+        const { vectors, report } = t.encode({ encoding }, side, rows[side].map(read));
+        return { data: [...vectors.data], unknown: report.unknownWords };
+    })""", encoding=encoding, rows=rows)  # fmt: skip
+    for side, theirs in zip(('item', 'user'), said, strict=True):
+        ours, report = encode(encoding, side, tables[side])
+        np.testing.assert_allclose(np.reshape(theirs['data'], ours.shape), ours.toarray(), atol=1e-5)
+        assert theirs['unknown'] == report['unknown_words']

@@ -334,9 +334,11 @@ def test_every_secret_and_variable_is_a_setting(name):
 
 def test_a_setting_that_is_passed_is_passed_in_all_its_spellings():
     every = {**spellings(True), **spellings(False)}
-    unread = {'anon_key', 'fanza_link_affiliate_id', 'ray_address'}  # of programs beside this one, and of a cluster
-    for name, also in (('train', set()), ('sync', {'fanza_api_id', 'fanza_api_affiliate_id', 'lookback_days'})):
-        shop = {'fanza_api_id', 'fanza_api_affiliate_id', 'lookback_days'} - also
+    # of programs beside this one, of a cluster, and days that a run of the workflow has inputs for
+    unread = {'anon_key', 'ray_address', 'gte_release_date', 'lte_release_date'}
+    every_shop = {'fanza_api_id', 'fanza_api_affiliate_id', 'fanza_link_affiliate_id', 'lookback_days'}
+    for name, also in (('train', set()), ('sync', every_shop)):
+        shop = every_shop - also
         for job in read_workflow(name)['jobs'].values():
             if 'outputs' in job:
                 given = {*job['env'], *(key for step in job['steps'] for key in step.get('env', {}))}
@@ -391,7 +393,7 @@ def test_what_the_notice_installs_is_enough():
 
 DATABASE = {'REMOTE_DATABASE_URL', 'SUPABASE_DB_URL', 'PROD_DATABASE_URL'}
 STORE = {'SUPABASE_SERVICE_ROLE_KEY'}
-SHOP = {'FANZA_API_ID', 'FANZA_API_AFFILIATE_ID'}
+SHOP = {'FANZA_API_ID', 'FANZA_API_AFFILIATE_ID', 'FANZA_LINK_AFFILIATE_ID'}
 NEEDED = {  # secrets by workflow, job and step, each with the reason why it can't do without them
     ('train', 'train', 'settings'): DATABASE
     | STORE

@@ -147,7 +147,13 @@ class WorkSettings(BaseSettings):
         needed='taking videos in',
     )
     fanza_link_affiliate_id: str | None = _names(
-        'FANZA_LINK_AFFILIATE_ID', description='affiliate id in public links, for programs beside this one'
+        'FANZA_LINK_AFFILIATE_ID', description='affiliate id in the addresses of videos; without it they are plain'
+    )
+    gte_release_date: str | None = _names(
+        'GTE_RELEASE_DATE', description='first day of release to take in, YYYY-MM-DD in Japan, instead of looking back'
+    )
+    lte_release_date: str | None = _names(
+        'LTE_RELEASE_DATE', description='last day of release to take in, YYYY-MM-DD in Japan; else today'
     )
     lookback_days: int | None = _names(
         'SYNC_VIDEO_LOOKBACK_DAYS', description='days that the daily run looks back; else 3'

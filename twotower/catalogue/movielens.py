@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import duckdb
@@ -88,12 +89,16 @@ class MovieLens:
     origin: Path  # the file with the ratings, for error messages
 
 # %% ../../nbs/catalogue/movielens.ipynb #35559f3b
+_SECONDS = """
+    CASE WHEN timestamp >= 100000000000000 THEN timestamp // 1000000 WHEN timestamp >= 100000000000 THEN timestamp // 1000
+        ELSE timestamp END
+"""
 _REVIEWS = """
     SELECT
         getvariable('site') || movieId AS product_url,
         getvariable('name') || '-' || userId AS reviewer_id,
         rating AS stars,
-        strftime(make_timestamp(CAST(timestamp AS BIGINT) * 1000000), '%Y-%m-%dT%H:%M:%SZ') AS reviewed_at
+        strftime(make_timestamp(CAST({seconds} AS BIGINT) * 1000000), '%Y-%m-%dT%H:%M:%SZ') AS reviewed_at
     FROM ratings
 """
 _VIDEOS = r"""
@@ -122,7 +127,7 @@ def _shape(name: str, source: str, site: str, origin: Path, con: duckdb.DuckDBPy
     for field in VIDEOS:
         if field.name not in videos.column_names:
             videos = videos.append_column(field, pa.nulls(len(videos), field.type))
-    reviews = con.sql(_REVIEWS)
+    reviews = con.sql(_REVIEWS.format(seconds=_SECONDS))
     users = reviews.project('reviewer_id').distinct().order('reviewer_id').to_arrow_table()
     return MovieLens(name, reviews, conform(videos, VIDEOS, name), users, origin)
 
@@ -172,41 +177,144 @@ def _quote(text: str | Path) -> str:
     return "'" + str(text).replace("'", "''") + "'"
 
 
-def _open_csv(con: duckdb.DuckDBPyConnection, path: Path, types: dict[str, str]) -> duckdb.DuckDBPyRelation:
-    "The columns of `types` in a CSV file, as a query."
+@dataclass(frozen=True)
+class _Form:
+    "How a set is written: its two files, and what stands between the values."
+
+    ratings: str  # its file
+    films: str  # its file
+    columns: tuple[str, ...] = ()  # of the ratings, where they have no header
+    of_films: tuple[str, ...] = ()  # of the films, where they have no header
+    marks: tuple[str, str] = (',', ',')  # between two values
+    source: str = 'movielens'  # whose ids they are
+
+    @property
+    def header(self) -> bool:
+        return not self.columns
+
+
+_GENRES = (
+    'unknown', 'Action', 'Adventure', 'Animation', "Children's", 'Comedy', 'Crime', 'Documentary', 'Drama', 'Fantasy', 'Film-Noir',
+    'Horror', 'Musical', 'Mystery', 'Romance', 'Sci-Fi', 'Thriller', 'War', 'Western',
+)  # fmt: skip
+_RATED, _FILM = ('userId', 'movieId', 'rating', 'timestamp'), ('movieId', 'title', 'genres')
+_FORMS = (
+    _Form('ratings.csv', 'movies.csv'),
+    _Form('ratings.dat', 'movies.dat', _RATED, _FILM, ('::', '::')),  # ml-1m, ml-10m
+    _Form('u.data', 'u.item', _RATED, (*_FILM[:2], 'date', 'video', 'imdb', *_GENRES), ('\t', '|'), 'ml-100k'),
+)
+
+# %% ../../nbs/catalogue/movielens.ipynb #8d1b1f37
+def _form_of(folder: Path) -> _Form:
+    "The form that the files of a folder have."
+    if folder.is_file():
+        raise InputError(f'{folder} is a file: name the folder in which it lies')
+    there = [form for form in _FORMS if (folder / form.ratings).is_file() or (folder / form.films).is_file()]
+    if not there:
+        names = ', '.join(f'{form.ratings} and {form.films}' for form in _FORMS)
+        raise InputError(
+            f'{folder} holds none of the files of a MovieLens set ({names}): unpack the whole archive there'
+        )
+    for name in (there[0].ratings, there[0].films):
+        if not (folder / name).is_file():
+            raise InputError(f'{folder / name} does not exist: unpack the whole archive there')
+    return there[0]
+
+
+def _open_csv(
+    con: duckdb.DuckDBPyConnection, path: Path, types: dict[str, str], columns: tuple[str, ...] = (), mark: str = ','
+) -> duckdb.DuckDBPyRelation:
+    "The columns of `types` in a CSV file, as a query; one without a header has `columns`, and no quotes."
     if not path.is_file():
         raise InputError(f'{path} does not exist: unpack the whole archive there')
     with open(path, encoding='utf-8-sig', errors='replace', newline='') as file:
-        header = next(csv.reader(file), [])
+        header = columns or next(csv.reader(file), [])
     if missing := sorted(set(types) - set(header)):
         raise InputError(f'{path} line 1: columns {missing} are missing; the file has {header}')
-    columns = ', '.join(f'{_quote(name)}: {_quote(types.get(name, "VARCHAR"))}' for name in header)
-    strict = "auto_detect = false, header = true, delim = ',', quote = '\"', escape = '\"'"
+    listed = ', '.join(f'{_quote(name)}: {_quote(types.get(name, "VARCHAR"))}' for name in header)
+    strict = f'auto_detect = false, header = {not columns}, delim = {_quote(mark)}'
+    strict += ", quote = '', escape = ''" if columns else ", quote = '\"', escape = '\"'"
+    if columns and not _is_utf8(path):
+        strict += ", encoding = 'latin-1'"  # as the older sets are written
     with _explained(path):
-        return con.sql(f'FROM read_csv({_quote(path)}, columns = {{{columns}}}, {strict})')
+        return con.sql(f'FROM read_csv({_quote(path)}, columns = {{{listed}}}, {strict})')
+
+
+def _is_utf8(path: Path) -> bool:
+    "Whether a file can be read as UTF-8."
+    try:
+        with open(path, encoding='utf-8') as file:
+            return all(True for _ in file)
+    except UnicodeDecodeError:
+        return False
+
+# %% ../../nbs/catalogue/movielens.ipynb #3d064945
+_RULES = {
+    'userId': ("coalesce(trim(userId), '') <> ''", 'must not be empty'),
+    'movieId': ("coalesce(trim(movieId), '') <> ''", 'must not be empty'),
+    'rating': ('coalesce(rating BETWEEN 0.5 AND 5, false)', 'must be 0.5 to 5'),
+    'timestamp': (
+        f'coalesce({_SECONDS} BETWEEN 0 AND epoch(now()) + 86400, false)',
+        'must be seconds or milliseconds since 1970, and not later than tomorrow',
+    ),
+}
+
+
+def _line(path: Path, row: int, header: bool) -> int:
+    "The line of a row, counted from 1; blank lines are no rows."
+    with open(path, 'rb') as file:
+        lines = (number for number, line in enumerate(file, 1) if line.strip())
+        return next(islice(lines, row - 1 + header, None))
+
+
+def _hold_ratings(con: duckdb.DuckDBPyConnection, path: Path, header: bool) -> None:
+    "Refuse ratings that break a rule of reviews, and name the first with its line."
+    broken = ' '.join(f"WHEN NOT {holds} THEN '{name}'" for name, (holds, _) in _RULES.items())
+    query = f'SELECT *, CASE {broken} END AS broken FROM ratings'
+    with _explained(path):
+        count = con.sql(f'SELECT count(*) FROM ({query}) WHERE broken IS NOT NULL').fetchall()[0][0]
+        if not count:
+            return
+        numbered = f'SELECT *, row_number() OVER () AS row FROM ({query})'
+        first = con.sql(f'SELECT * FROM ({numbered}) WHERE broken IS NOT NULL ORDER BY row LIMIT 1').to_arrow_table()
+    [found] = first.to_pylist()
+    name, value = found['broken'], found[found['broken']]
+    shown = 'empty' if value is None or not str(value).strip() else f'{value:g}' if name == 'rating' else value
+    more = f' ({count:,} rows break a rule; nothing was loaded)'
+    raise InputError(f'{path} line {_line(path, found["row"], header)}: {name} is {shown}, {_RULES[name][1]}{more}')
 
 # %% ../../nbs/catalogue/movielens.ipynb #6c322e75
+_FILMS = {
+    'genres': "SELECT movieId, title, NULL AS year, string_split(coalesce(genres, ''), '|') AS genres FROM raw",
+    'flags': f"""
+        SELECT movieId, title, NULL AS year,
+            list_filter([{', '.join(f'CASE WHEN "{name}" = 1 THEN {_quote(name)} END' for name in _GENRES)}], lambda name: name IS NOT NULL) AS genres
+        FROM raw
+    """,
+}
+
+
 def read_movielens_folder(
-    folder: Path,  # with ratings.csv and movies.csv
+    folder: Path,  # with ratings.csv and movies.csv, ratings.dat and movies.dat, or u.data and u.item
 ) -> MovieLens:  # the data set, named after the folder
     "Read a folder of MovieLens-format files."
-    con, ratings, movies = duckdb.connect(), folder / 'ratings.csv', folder / 'movies.csv'
+    form, con = _form_of(folder), duckdb.connect()
+    ratings, films = folder / form.ratings, folder / form.films
     types = {'userId': 'VARCHAR', 'movieId': 'VARCHAR', 'rating': 'FLOAT', 'timestamp': 'BIGINT'}
-    _open_csv(con, ratings, types).create_view('ratings')
-    _open_csv(con, movies, dict.fromkeys(('movieId', 'title', 'genres'), 'VARCHAR')).create_view('raw')
-    with _explained(movies):
-        con.sql(
-            """
-            CREATE TABLE movies AS
-            SELECT movieId, title, NULL AS year, string_split(coalesce(genres, ''), '|') AS genres
-            FROM raw
-            """
-        )
+    _open_csv(con, ratings, types, form.columns, form.marks[0]).create_view('ratings')
+    kind = 'flags' if form.films == 'u.item' else 'genres'
+    texts = dict.fromkeys(_FILM[:2] if kind == 'flags' else _FILM, 'VARCHAR')
+    texts |= dict.fromkeys(_GENRES, 'INTEGER') if kind == 'flags' else {}
+    _open_csv(con, films, texts, form.of_films, form.marks[1]).create_view('raw')
+    with _explained(films):
+        con.sql(f'CREATE TABLE movies AS {_FILMS[kind]}')
     repeated = 'SELECT movieId FROM movies GROUP BY movieId HAVING count(*) > 1 ORDER BY movieId'
     if twice := con.execute(repeated).fetchone():
-        raise InputError(f'{movies}: movieId {twice[0]} is listed more than once')
+        raise InputError(f'{films}: movieId {twice[0]} is listed more than once')
+    _hold_ratings(con, ratings, form.header)
+    site = 'https://movielens.org/' + ('ml-100k/movies/' if form.source == 'ml-100k' else 'movies/')
     with _explained(ratings):
-        return _shape(folder.resolve().name, 'movielens', 'https://movielens.org/movies/', ratings, con)
+        return _shape(folder.resolve().name, form.source, site, ratings, con)
 
 # %% ../../nbs/catalogue/movielens.ipynb #df3d3a48
 def write_reviews(
@@ -227,7 +335,7 @@ def _decided(data: MovieLens) -> pa.Table:
 
 # %% ../../nbs/catalogue/movielens.ipynb #040f7f4f
 def load(
-    folder: Path | str | None = None,  # with ratings.csv and movies.csv; None: MovieLens-100K
+    folder: Path | str | None = None,  # as for `read_movielens_folder`; None: MovieLens-100K
     conn: Connection | None = None,  # the database, by default the installation's
     decisions: bool = True,  # also save every rating as a decision of its user
 ) -> dict:  # name, reviews (path of the CSV), and counts

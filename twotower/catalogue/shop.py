@@ -141,6 +141,7 @@ class Client:
     site: str = 'FANZA'  # or `DMM.com`
     service: str = 'digital'  # part of the shop
     floor: str = 'videoa'  # part of the service
+    link_id: str | None = None  # FANZA_LINK_AFFILIATE_ID, which makes addresses links that pay
     base_url: str = 'https://api.dmm.com/affiliate/v3'
     interval: float = 1.0  # seconds between two requests, at least
     attempts: int = 6  # for one page
@@ -239,7 +240,7 @@ def read_page(
         raise OutsideError(
             f'{client.host}: total_count must be a number, and items a list of objects: compare its answers with its documentation'
         )
-    rows = [video(item, client.site) for item in items]
+    rows = [video(item, client.site, client.link_id) for item in items]
     videos = pa.Table.from_pylist(list({row['content_id']: row for row in rows}.values()), VIDEOS)
     return Page(start, end, total, [row['content_id'] for row in rows], videos)
 

@@ -25,7 +25,7 @@ from ..base.tables import INTERACTIONS, ITEM_FEATURES, USER_FEATURES, as_uuid
 from .heads import read_head
 from .describe import end_of, interactions, item_features, number_words, user_features, write_parts
 from .gates import check_input
-from .match import number_videos
+from .match import number_videos, unmatched_videos, write_unmatched
 from .meaning import star_texts, stars_of, with_limits
 from .negatives import divide
 from .opinions import account_for, add_facts, summarize, take_opinions, user_ranges
@@ -333,6 +333,8 @@ def prepare_on_cluster(
         known = _written(ray, draft, states, shared, _cut(ray, con, first, states, shared[0], config), config)
         write_parts(draft / ITEMS, [item_features(con, known['heard'])], ITEM_FEATURES)
         summary = summarize(accounts, first['opinions'], known, len(videos), config)
+        lost = [found['lost'] for found in first['opinions']['sources'].values()]
+        summary['unmatched_videos'] = write_unmatched(draft, unmatched_videos(lost, videos))
         write_json(draft / SUMMARY, summary)
         if config.snapshot_inputs:
             keep_inputs(draft, [path for files, _ in sources.values() for path in files])

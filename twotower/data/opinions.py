@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..base.errors import InputError, SettingError
-from .match import match_videos, number_users
+from .match import count_matches, match_videos, number_users
 from .meaning import event_kinds, no_like, stars_in_words
 from ..runs.settings import PrepSettings
 
@@ -212,7 +212,7 @@ def take_opinions(
 ) -> dict:  # facts: sources (lost, skipped, labelled, used, overruled of each), stars, and those of `_opinion_facts`
     "From the rows of some users to their opinions."
     number_users(con, sources, profiles)
-    found = {name: {'lost': match_videos(con, name)} for name in sources}
+    found = {name: {'lost': match_videos(con, name)} | count_matches(con, name) for name in sources}
     for name in sources:
         found[name] |= label_rows(con, name, config.min_stars, config.max_negative_stars, config)
     for name, used in merge_sources(con, sources, config.keep).items():

@@ -16,6 +16,12 @@ from ..base.plots import BLUE, GREEN, GREY, ORANGE
 from ..base.tables import DISLIKE, LIKE, NEUTRAL, PSEUDO
 
 # %% ../../nbs/data/plots.ipynb #30148ad1
+_LOOK_AT = {
+    'matched_by_content_id': 'matched by the content id alone',
+    'unmatched_of_another_shop': 'unmatched, with a content id that is of another shop in the master',
+}
+
+
 def rows_by_reason(
     sources: dict[str, dict],  # counts of each source, as in summary.json
 ) -> pd.DataFrame:  # source, rows, count, share of rows in
@@ -27,6 +33,7 @@ def rows_by_reason(
             ('rows in', counts['rows_in']),
             *counts['invalid'].items(),
             *((k, counts[k]) for k in ('unmatched', 'skipped', 'duplicates', 'overruled', 'used') if k in counts),
+            *((text, counts[k]) for k, text in _LOOK_AT.items() if counts.get(k)),
         ]
     ]
     return pd.DataFrame(rows, columns=['source', 'rows', 'count', 'share of rows in'])
