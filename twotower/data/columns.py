@@ -43,23 +43,27 @@ _WEIGHT = """
 """
 
 # %% ../../nbs/data/columns.ipynb #77b216c8
-_PARSED = "CASE WHEN length(trim({raw})) = 4 AND try_cast(trim({raw}) AS SMALLINT) > 0 THEN try_cast(trim({raw}) || '-01-01' AS TIMESTAMPTZ) ELSE try_cast(trim({raw}) AS TIMESTAMPTZ) END"
+_PARSED = 'try_cast(trim({raw}) AS TIMESTAMPTZ)'
 _NUMBER = 'CASE WHEN isfinite(try_cast(trim({raw}) AS DOUBLE)) AND abs(try_cast(trim({raw}) AS DOUBLE)) < 1e10 * PARTS THEN to_timestamp(try_cast(trim({raw}) AS DOUBLE) / PARTS) END'
 
 
-def _between(moment: str, first: str, end: str) -> str:
-    "SQL for a moment, NULL where it is before the first or not before the end, or not written in figures."
-    in_figures = 'unicode(trim({raw})) BETWEEN 48 AND 57'
-    return f'CASE WHEN {in_figures} AND {moment} >= {first} AND {moment} < {end} THEN {moment} END'
+def _between(moment: str, first: str, end: str, last: str) -> str:
+    "SQL for a moment, NULL before the first day or at the end; a year alone is its first day, up to the last year."
+    word = f"{moment} = TIMESTAMPTZ 'epoch' AND unicode(trim({{raw}})) NOT BETWEEN 48 AND 57"
+    years = f'try_cast(trim({{raw}}) AS SMALLINT) BETWEEN {first} AND {last}'
+    return f"""
+        CASE WHEN {moment} >= TIMESTAMPTZ '{first}-01-01 00:00:00+00' AND {moment} < {end} AND NOT ({word}) THEN {moment}
+        WHEN {moment} IS NULL AND length(trim({{raw}})) = 4 AND {years} THEN try_cast(trim({{raw}}) || '-01-01' AS TIMESTAMPTZ) END
+    """
 
 
-_AFTER_TOMORROW = "(date_trunc('day', now()) + INTERVAL 2 DAY)"
-_TIME = _between(_PARSED, "TIMESTAMPTZ '1900-01-01 00:00:00+00'", _AFTER_TOMORROW)
-_released = _between(_PARSED, "TIMESTAMPTZ '1000-01-01 00:00:00+00'", "TIMESTAMPTZ '2201-01-01 00:00:00+00'")
-DAY = f'CAST({_released} AS DATE)'
+_TO_TOMORROW = '1900', "(date_trunc('day', now()) + INTERVAL 2 DAY)", 'year(now())'
+_TIME = _between(_PARSED, *_TO_TOMORROW)
+_RELEASED = '1000', "TIMESTAMPTZ '2201-01-01 00:00:00+00'", '2200'
+DAY = f'CAST({_between(_PARSED, *_RELEASED)} AS DATE)'
 _UNITS = {'text': (_TIME, 'a date such as 2024-05-01T09:30:00+09:00')}
 for _unit, _parts, _called in (('s', 1, 'seconds'), ('ms', 1000, 'milliseconds')):
-    _moment = _between(_NUMBER.replace('PARTS', str(_parts)), "TIMESTAMPTZ '1900-01-01 00:00:00+00'", _AFTER_TOMORROW)
+    _moment = _between(_NUMBER.replace('PARTS', str(_parts)), *_TO_TOMORROW)
     _UNITS[_unit] = (_moment, f'{_called} since 1970')
 
 # %% ../../nbs/data/columns.ipynb #0268c435

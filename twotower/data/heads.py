@@ -130,15 +130,14 @@ def _read_json(path: Path | str, form: Form, names: list[str] | None = None) -> 
 def scan_of(
     head: Head,  # of a file
     path: str = '',  # of a copy in UTF-8; empty: the file itself
-    header: bool = True,  # does it begin as the file does?
 ) -> (
     str
 ):  # SQL that reads the columns of the source as text, in their order and under their names; NULL what is not there
     "How a file is read."
     path, form, there = path or head.path, head.form, {c: name for c, name in head.found.items() if name}
     if form.kind == 'csv':
-        packed = form if path == head.path else replace(form, packing='', skip=0 if not header else form.skip)
-        header = header and head.lines > form.skip
+        packed = form if path == head.path else replace(form, packing='')
+        header = head.lines > form.skip
         source, raw = (
             read_csv_sql(path, packed, len(head.names), header),
             {c: f'c{head.names.index(n)}' for c, n in there.items()},

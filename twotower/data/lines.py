@@ -72,24 +72,22 @@ def line_breaks(
     return content.count(b'\n') + content.count(b'\r') - content.count(b'\r\n')
 
 # %% ../../nbs/data/lines.ipynb #411b9733
-def _rows_of(con: duckdb.DuckDBPyConnection, head: Head, piece: bytes) -> tuple[int, int]:
-    "How many bytes of a piece are whole records, and how many rows they are."
+def _rows_of(con: duckdb.DuckDBPyConnection, head: Head, before: bytes, piece: bytes) -> tuple[int, int]:
+    "How many bytes of a piece, read behind the lines of the header, are whole records, and how many rows they are."
     place = _folder(con) / uuid4().hex
-    place.write_bytes(piece)
+    place.write_bytes(before + piece)
     con.execute('DROP TABLE IF EXISTS reject_errors; DROP TABLE IF EXISTS reject_scans')
     try:
-        rows = con.execute(
-            f'SELECT count(concat({", ".join(head.found)})) FROM {scan_of(head, str(place), header=False)}'
-        )
+        rows = con.execute(f'SELECT count(concat({", ".join(head.found)})) FROM {scan_of(head, str(place))}')
         rows = rows.fetchall()[0][0]
     finally:
         place.unlink()
     begun = con.execute(f"""
         SELECT min(line_byte_position) - 1
         FROM reject_errors
-        WHERE error_type = 'UNQUOTED VALUE' AND line_byte_position + strlen(csv_line) >= {len(piece) - 1}
+        WHERE error_type = 'UNQUOTED VALUE' AND line_byte_position + strlen(csv_line) >= {len(before + piece) - 1}
     """).fetchall()[0][0]
-    whole = len(piece) if begun is None else begun
+    whole = len(piece) if begun is None else begun - len(before)
     while whole < len(piece) and piece[whole] in b'\r\n':
         whole += 1  # the place that is told is before the line break
     return whole, rows
@@ -98,6 +96,7 @@ def _rows_of(con: duckdb.DuckDBPyConnection, head: Head, piece: bytes) -> tuple[
 def _line(
     con: duckdb.DuckDBPyConnection,
     head: Head,
+    before: bytes,
     stream: IO,
     row: int,
     line: int,
@@ -106,13 +105,13 @@ def _line(
 ) -> int:
     "The line of the `row`-th row of a stream, before which are `rest` and, at its beginning, line `line`."
     while (piece := rest + (more := stream.read(steps[0]) + stream.readline())) != b'':
-        whole, rows = _rows_of(con, head, piece)
+        whole, rows = _rows_of(con, head, before, piece)
         if not more:
             whole = len(piece)  # the end: what is not finished here never will be
         if row <= rows:
             blank = len(piece) - len(piece.lstrip(b'\r\n'))
             return (
-                _line(con, head, io.BytesIO(piece[:whole]), row, line, steps[1:])
+                _line(con, head, before, io.BytesIO(piece[:whole]), row, line, steps[1:])
                 if steps[1:]
                 else line + line_breaks(piece[:blank])
             )
@@ -139,8 +138,8 @@ def place_of_row(
         if b'\n' not in start:  # only carriage returns, as once on the Macintosh
             start, file = (start + file.read()).replace(b'\r', b'\n'), io.BytesIO()
         ends = [end.end() for end in re.finditer(rb'\r\n|\n|\r', start)]
-        after = start[ends[head.lines - 1] :] if head.lines else start
-        return f'line {_line(con, head, file, row, head.lines + 1, _STEPS, after)}'
+        header = ends[head.lines - 1] if head.lines else 0
+        return f'line {_line(con, head, start[:header], file, row, head.lines + 1, _STEPS, start[header:])}'
 
 # %% ../../nbs/data/lines.ipynb #a874b3e8
 def line_of_byte(

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['PURPOSES', 'runner_app', 'missing_settings', 'write_certificate', 'tls_lines', 'send_input', 'bring_input',
-           'bring_baseline', 'receive', 'escaped', 'markdown_table', 'uploaded_manifest', 'summary_markdown',
-           'headline', 'settings_command', 'input_command', 'baseline_command', 'receive_command', 'summary_command',
-           'notify_command']
+           'send_inputs', 'bring_inputs', 'bring_baseline', 'receive', 'escaped', 'markdown_table', 'uploaded_manifest',
+           'summary_markdown', 'headline', 'settings_command', 'input_command', 'baseline_command', 'receive_command',
+           'summary_command', 'notify_command']
 
 # %% ../../nbs/operations/workflow.ipynb #e02b75f9
 import base64
 import binascii
 import re
 import ssl
+from fnmatch import fnmatchcase
+from glob import has_magic
 from pathlib import Path
 from typing import Annotated
 
@@ -104,6 +106,42 @@ def bring_input(
             f'{path} is not here, and {key} is not in {store}: put it there with `twotower runner input {path.name} --upload`'
         ) from error
     return f'{key} in {store}'
+
+# %% ../../nbs/operations/workflow.ipynb #e502322c
+def _stored(store: Store, pattern: str = '*') -> list[str]:
+    "The names of the inputs in a store."
+    names = (key.rpartition('/')[2] for key in store.list(key_of('inputs')))
+    return [name for name in names if fnmatchcase(name, pattern)]
+
+
+def send_inputs(
+    store: Store,  # where to
+    path: Path,  # a file to train on, or a pattern in the name
+) -> list[str]:  # their keys
+    "Put the files behind a name into the store."
+    if not has_magic(path.name):
+        return [send_input(store, path)]
+    if not (found := sorted(one for one in path.parent.glob(path.name) if one.is_file())):
+        raise InputError(f'{path} is the name of no file')
+    return [send_input(store, one) for one in found]
+
+
+def bring_inputs(
+    store: Store,  # where from
+    path: Path,  # where it is wanted; a pattern in the name stands for all that is in the store and fits
+) -> list[str]:  # for each file where it came from
+    "Bring the files behind a name to this machine."
+    if has_magic(str(path.parent)):
+        raise SettingError(f'{path} has a pattern in the name of a folder, must have it in the name of the file')
+    if not has_magic(path.name):
+        return [f'{path.name}: {bring_input(store, path)}']
+    here = {one.name for one in path.parent.glob(path.name) if one.is_file()}
+    if not (names := sorted(here | set(_stored(store, path.name)))):
+        there = ', '.join(_stored(store)[:5]) or 'nothing'
+        raise InputError(
+            f'{path} is the name of no file here or in {store}, where there is {there}: put them there with `twotower runner input {path.name} --upload`'
+        )
+    return [f'{name}: {bring_input(store, path.with_name(name))}' for name in names]
 
 # %% ../../nbs/operations/workflow.ipynb #86ed480b
 def bring_baseline(
@@ -265,17 +303,18 @@ def settings_command(
 # %% ../../nbs/operations/workflow.ipynb #f0cf1a10
 @runner_app.command('input')
 def input_command(
-    path: Annotated[Path, typer.Argument(help='The file to train on, relative to the project.')],
+    path: Annotated[
+        Path, typer.Argument(help="The file to train on, relative to the project, or a pattern: 'raw/reviews_*.csv'.")
+    ],
     upload: Annotated[bool, typer.Option('--upload', help='Put it into the store instead.')] = False,
 ) -> None:
-    """Bring the file to train on from the store, or put it there.
+    """Bring the files to train on from the store, or put them there.
 
     Example: `twotower runner input data/reviews.csv --upload`
     """
     wanted, store = project_root() / path, open_store()
-    typer.echo(
-        f'{path} is now {send_input(store, wanted)} in {store}' if upload else f'{path}: {bring_input(store, wanted)}'
-    )
+    lines = [f'{key} is in {store}' for key in send_inputs(store, wanted)] if upload else bring_inputs(store, wanted)
+    typer.echo('\n'.join(lines))
 
 # %% ../../nbs/operations/workflow.ipynb #8dc726c1
 @runner_app.command('baseline')
