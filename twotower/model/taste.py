@@ -103,7 +103,7 @@ class UserTaste(Head):
 
     def out(self, linear: Tensor, shares: Tensor, hidden: Tensor) -> Tensor:
         x = self.scale * self.together(linear + shares @ self.shares, hidden)
-        return torch.cat([x[:, :FACTORS], x[:, FACTORS:] + self.offset, self.scale.expand(len(x), 1)], 1)
+        return torch.cat([x[:, :FACTORS], x[:, FACTORS:] + self.offset, self.scale * torch.ones_like(x[:, :1])], 1)
 
     def forward(self, rows: Rows, hidden: Tensor) -> Tensor:
         "Tastes of a batch, (len(rows), 34)."
