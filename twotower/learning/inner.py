@@ -19,7 +19,7 @@ from ..base.errors import InputError
 from ..evaluation.metrics import auc, calibrate, ranking_metrics, top_k
 from .loop import fit
 from .losses import softmax_loss
-from .targets import thin
+from .profile import show
 from .taste import score_taste, tells, train_taste
 from .training_set import DISLIKED, LIKED, TrainingSet
 from ..model.shards import assembled
@@ -45,9 +45,13 @@ def set_aside(
     whose = owners(data.pairs)
     stay = ~torch.isin(whose * m + data.pairs.columns, gone)
     counts = torch.bincount(whose[stay], minlength=n)
-    left = data.videos[~out]
+    users, source = show(data.profile, data.users, data.kinds, data.videos, ~out)
+    kinds, left, weights = (  # of a favourite word, which is made: none
+        torch.where(source >= 0, of[source], none)
+        for of, none in ((data.kinds, 0), (data.videos, -1), (data.weights, 0.0))
+    )
     rest = replace(
-        data, rated=left[left >= 0].unique(), users=thin(data.users, data.kinds, ~out), kinds=data.kinds[~out], videos=left, weights=data.weights[~out],
+        data, rated=left[left >= 0].unique(), users=users, kinds=kinds, videos=left, weights=weights,
         pairs=Rows(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), data.pairs.columns[stay], data.pairs.values[stay]),
     )  # fmt: skip
 

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .targets import hide, thin
+from .profile import show
+from .targets import hide
 from .training_set import DISLIKED, LIKED, NEUTRAL_SEEN, TrainingSet
 from ..model.sparse_rows import Rows, owners, take
 from ..model.towers import TwoTower
@@ -141,7 +142,7 @@ def see_batch(
         team.entries(rows.starts.diff(), part), part,
     )  # fmt: skip
     asked = (asked & (videos >= 0)).nonzero()[:, 0]
-    shown, weights = thin(rows, kinds, visible), data.weights[entries[asked]]
+    shown, weights = show(data.profile, rows, kinds, videos, visible)[0], data.weights[entries[asked]]
     return Batch(which, part, shown, owners(rows), kinds, videos, asked, weights)
 
 # %% ../../nbs/learning/losses.ipynb #292bcdd8

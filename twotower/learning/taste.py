@@ -21,7 +21,8 @@ from ..evaluation.metrics import auc, auc_within, calibrate, log_losses
 from .descent import DESCENTS, pick_device
 from .loop import checkpoint_name, descend
 from .losses import Batch, pairs_of, shown_items
-from .targets import hide, thin
+from .profile import show
+from .targets import hide
 from .training_set import DISLIKED, LIKED, NEUTRAL_SEEN, TrainingSet
 from ..model.shards import first_layer
 from ..model.sparse_rows import owners, take
@@ -46,7 +47,8 @@ def see_hidden(
     places = team.entries(rows.starts.diff(), part)
     visible, asked = hide(rows, kinds, 'hidden', share, config.profile_dropout, generator, places, part)
     asked = (asked & (videos >= 0)).nonzero()[:, 0]
-    return Batch(which, part, thin(rows, kinds, visible), place, kinds, videos, asked, torch.ones(len(asked)))
+    shown, _ = show(data.profile, rows, kinds, videos, visible)
+    return Batch(which, part, shown, place, kinds, videos, asked, torch.ones(len(asked)))
 
 # %% ../../nbs/learning/taste.ipynb #4473b94c
 _OWN = 1 / 3  # of the share of the videos whose own id is hidden in ranking

@@ -29,6 +29,7 @@ from twotower.base.tables import (
     opinion_matrix,
     read_table,
 )
+from .profile import words_of
 from .targets import target_weights
 from ..model.features import encode, fit_encoding
 from ..model.sparse_rows import Rows, take, to_rows
@@ -58,6 +59,13 @@ class TrainingSet:
     widths: tuple[int, int]  # features of a user, of an item
     first: int = 0  # number of the first user among those of all workers
     history: tuple[tuple[int, int], ...] = ()  # first and last + 1 user feature of what is liked, disliked, neutral
+    words: Rows | None = None  # words of each item as user features, see `profile`; None: there are no favourite words
+    word_lists: Tensor | None = None  # for each user feature: its list of favourite words, 0 for none; int64
+    word_order: Tensor | None = None  # for each user feature: its word's place in the alphabet; int64
+
+    @property
+    def profile(self) -> tuple[Rows, Tensor, Tensor] | None:  # what favourite words are made of
+        return None if self.words is None else (self.words, self.word_lists, self.word_order)
 
     def to(self, device: torch.device | str) -> 'TrainingSet':
         "The same on a device."
@@ -125,7 +133,9 @@ def training_set(
         videos[videos >= 0].unique(),
         replace(labels, values=labels.values - 1),
         (users.shape[1], items.shape[1]),
-        history=history_places(encoding),
+        0,
+        history_places(encoding),
+        *(words_of(encoding, item_rows) or ()),
     )
 
 # %% ../../nbs/learning/training_set.ipynb #d421d85d
