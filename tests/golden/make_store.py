@@ -45,7 +45,7 @@ def main(target: Path) -> None:
         settings = [data, 'hidden=4', 'epochs=20', 'min_recall=0', 'min_ndcg=0', 'min_auc=0']
         settings += [
             'inner_ratio=0.4',
-            'taste_rate=0.05',
+            'taste_learning_rate=0.05',
             'max_log_loss=9',
         ]  # of so few opinions enough dislikes must be set aside for a taste
         for command in (
