@@ -64,7 +64,8 @@ def load_judged(
     item_ids, items = read_embeddings(model / VIDEO_EMBEDDINGS, VIDEO)
     train, val = read_table(prep / TRAIN, INTERACTIONS), read_table(prep / VAL, INTERACTIONS)
 
-    negative = DISLIKE if pc.any(pc.equal(val[KIND], DISLIKE)).as_py() else PSEUDO
+    disliked, stand_ins = (pc.any(pc.equal(val[KIND], kind)).as_py() for kind in (DISLIKE, PSEUDO))
+    negative = PSEUDO if stand_ins and not disliked else DISLIKE
     pairs = val.filter(pc.is_in(val[KIND], value_set=pa.array([LIKE, negative])))
     rows, columns = places_of(pairs, user_ids, item_ids)
     known = (rows >= 0) & (columns >= 0)
