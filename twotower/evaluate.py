@@ -63,6 +63,16 @@ def _notes(last: Reference | None, falls: list[dict], checks: list[dict], names:
         remarks.append(f'{", ".join(unpaired)} compared with stable run {stable} by intervals, not user by user: {why}')
     return remarks
 
+# %% ../nbs/03_eval.ipynb #37a2d79a
+def _told_apart(last: Reference | None, scored: dict) -> list[str]:
+    "A note, if the last stable run told likes from dislikes by something else."
+    before = last.metrics.get('judged_by', 'cosine') if last else scored['judged_by']
+    if before == scored['judged_by']:
+        return []
+    return [
+        f'auc not compared: stable run {last.metrics["run_id"]} told likes from dislikes by {before}, this one by {scored["judged_by"]}'
+    ]
+
 # %% ../nbs/03_eval.ipynb #0c0d84e3
 def judge_run(
     run: Run,  # with `prep/` and `model/`
@@ -74,7 +84,8 @@ def judge_run(
     last, calibration = reference(run), read_json(run.model / META)['calibration']
     judged, same = load_judged(run.prep, run.model), parity(run.prep, run.model, engine)
     scored, by_user = score_model(judged, calibration, config.k, config.seed, config.memory_mb, engine)
-    names = [pattern.format(k=config.k) for pattern in FALLS]
+    names, apart = [pattern.format(k=config.k) for pattern in FALLS], _told_apart(last, scored)
+    names = [name for name in names if not (apart and name == 'auc')]
     falls = compare(scored, by_user, last, names, config.seed) if last else []
     stable = last.metrics['run_id'] if last else None
     checks = gate(scored, same, falls, stable, config)
@@ -87,7 +98,7 @@ def judge_run(
         )
     return {
         'schema_version': 1, 'run_id': run.id, 'verdict': 'fail' if reasons else 'pass', 'reasons': reasons,
-        'notes': _notes(last, falls, checks, names), 'k': config.k,
+        'notes': [*_notes(last, falls, checks, names), *apart], 'k': config.k,
         **scored, 'parity': same, 'checks': checks, 'compared_with': stable, 'falls': falls, 'files': files,
         'by_user': {'file': BY_USER, 'sha256': sha256(run.path / BY_USER)},
         'held_out': {name: sha256(run.prep / name) for name in (TRAIN, VAL)}, 'input': input_facts(run),

@@ -12,12 +12,12 @@ from pathlib import Path
 
 
 from .base.files import atomic_folder, read_json, write_json
-from .base.tables import DIMENSION, USER, VIDEO, embeddings_schema, embeddings_table, write_table
+from .base.tables import DIMENSION, TASTE_WIDTH, USER, VIDEO, embeddings_table, write_table
 from .learning.steps import check_steps, count_steps, steps_in_words
 from .learning.together import lay_out, work
 from .learning.training_set import Prepared, load_prepared
-from .model.export import export_onnx, export_sparse_onnx
-from .model.towers import TwoTower, embed, load_model, save_weights
+from .model.export import export_onnx, export_sparse_onnx, outputs_of
+from .model.towers import TwoTower, embed, embed_taste, load_model, save_weights
 from .parallel.team import joined
 from .runs.run import EPOCHS, META, ONNX, PT, SPARSE_ONNX, USER_EMBEDDINGS, VIDEO_EMBEDDINGS
 from .runs.parameters import read_yaml
@@ -34,12 +34,17 @@ def save_training(
     save_weights(model, folder / PT)
     export_onnx(model, folder / ONNX)
     export_sparse_onnx(model, folder / SPARSE_ONNX)
-    for name, key, ids, vectors in [
-        (USER_EMBEDDINGS, USER, prepared.user_ids, embed(model.user, prepared.users)),
-        (VIDEO_EMBEDDINGS, VIDEO, prepared.item_ids, embed(model.item, prepared.items)),
+    for side, name, key, ids, rows in [
+        ('user', USER_EMBEDDINGS, USER, prepared.user_ids, prepared.users),
+        ('item', VIDEO_EMBEDDINGS, VIDEO, prepared.item_ids, prepared.items),
     ]:
-        write_table(folder / name, embeddings_table(key, ids, vectors), embeddings_schema(key))
-    content = facts | {'dimension': DIMENSION, 'model': model.config, 'encoding': prepared.encoding}
+        tastes = None if model.taste is None else embed_taste(model, side, rows)
+        found = embeddings_table(key, ids, embed(getattr(model, side), rows), tastes)
+        write_table(folder / name, found, found.schema)
+    outputs = {'outputs': outputs_of(model), 'dimension': DIMENSION}
+    if model.taste is not None:
+        outputs['taste'] = {'dimension': TASTE_WIDTH, 'inner_product': 'log odds of a like'}
+    content = facts | outputs | {'model': model.config, 'encoding': prepared.encoding}
     write_json(folder / META, content)
 
 # %% ../nbs/02_train.ipynb #7706f006

@@ -1,8 +1,8 @@
-/** node embed.mjs MODEL_FOLDER items.json users.json: prints the embeddings of both lists as JSON. */
+/** node embed.mjs MODEL_FOLDER items.json users.json: prints the embeddings of both lists as JSON, and the tastes if the model has them. */
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { InferenceSession } from 'onnxruntime-node';
-import { embed, encode } from './twotower.mjs';
+import { embed, encode, hasTaste } from './twotower.mjs';
 
 const [folder, items, users] = process.argv.slice(2);
 if (!users) {
@@ -19,7 +19,9 @@ async function embedded(side, file, key) {
   const rows = await read(file);
   const { vectors, report } = encode(meta, side, rows);
   const embeddings = await embed(session, side, vectors);
-  return { report, embeddings: embeddings.map((e, i) => ({ [key]: rows[i][key], embedding: [...e] })) };
+  const tastes = hasTaste(session) ? await embed(session, side, vectors, 'taste') : [];
+  const told = (i) => (tastes[i] ? { taste: [...tastes[i]] } : {});
+  return { report, embeddings: embeddings.map((e, i) => ({ [key]: rows[i][key], embedding: [...e], ...told(i) })) };
 }
 
 const result = { item: await embedded('item', items, 'video_id'), user: await embedded('user', users, 'user_id') };

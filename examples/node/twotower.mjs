@@ -27,6 +27,8 @@ import { Tensor } from 'onnxruntime-common';
  * @property {{ input_schema_version: number, vocabularies: Record<string, string[]>,
  *              item: SideDefinition, user: SideDefinition }} encoding
  *
+ * @typedef {'embedding' | 'taste'} Output what to ask a tower for
+ *
  * @typedef {Record<string, unknown>} Row an item or a user; every field may be missing or null
  *
  * @typedef {object} Vectors
@@ -182,14 +184,32 @@ export function pad(vectors, width) {
   return { data, rows: vectors.rows, width };
 }
 
+/** Can the model say how likely a like is? @param {import('onnxruntime-common').InferenceSession} session */
+export const hasTaste = (session) => session.outputNames.includes('user_taste');
+
+/** @param {import('onnxruntime-common').InferenceSession} session @param {Record<string, Tensor>} feeds @param {string} name */
+async function answer(session, feeds, name) {
+  if (!session.outputNames.includes(name)) throw new RangeError(`the model has no ${name}: it was made without tastes`);
+  return (await session.run(feeds, [name]))[name];
+}
+
+/**
+ * How likely this user is to like this video rather than to dislike it, once they have seen it.
+ *
+ * @param {Float32Array} user a taste of a user @param {Float32Array} item a taste of an item @returns {number} 0 to 1
+ */
+export function probability(user, item) {
+  return 1 / (1 + Math.exp(-user.reduce((odds, x, i) => odds + x * item[i], 0)));
+}
+
 /**
  * Ask one tower; the other one gets no rows.
  *
  * @param {import('onnxruntime-common').InferenceSession} session of two_tower_latest.onnx
- * @param {Side} side @param {Vectors} vectors
- * @returns {Promise<Float32Array[]>} an embedding of length 1 for each row
+ * @param {Side} side @param {Vectors} vectors @param {Output} [what]
+ * @returns {Promise<Float32Array[]>} for each row an embedding of length 1, or a taste
  */
-export async function embed(session, side, vectors) {
+export async function embed(session, side, vectors, what = 'embedding') {
   /** @type {Record<string, Tensor>} */
   const feeds = {};
   for (const input of session.inputMetadata) {
@@ -201,7 +221,7 @@ export async function embed(session, side, vectors) {
     throw new RangeError(`${side} vectors have ${vectors.width} columns, the model takes ${expected}`);
   }
   feeds[name] = new Tensor('float32', vectors.data, [vectors.rows, vectors.width]);
-  const result = (await session.run(feeds, [`${side}_embedding`]))[`${side}_embedding`];
+  const result = await answer(session, feeds, `${side}_${what}`);
   const data = /** @type {Float32Array} */ (result.data);
   const dimension = result.dims[1];
   return Array.from({ length: vectors.rows }, (_, i) => data.slice(i * dimension, (i + 1) * dimension));
@@ -231,10 +251,10 @@ export function sparse({ data, rows, width }) {
  * Ask one tower of the second graph, which takes a fraction of the memory where vectors are wide.
  *
  * @param {import('onnxruntime-common').InferenceSession} session of two_tower_latest.sparse.onnx
- * @param {Side} side @param {ReturnType<typeof sparse>} given
- * @returns {Promise<Float32Array[]>} an embedding of length 1 for each row
+ * @param {Side} side @param {ReturnType<typeof sparse>} given @param {Output} [what]
+ * @returns {Promise<Float32Array[]>} for each row an embedding of length 1, or a taste
  */
-export async function embedSparse(session, side, { indices, values, rows, places }) {
+export async function embedSparse(session, side, { indices, values, rows, places }, what = 'embedding') {
   /** @type {Record<string, Tensor>} */
   const feeds = {};
   for (const name of ['user', 'item']) {
@@ -242,7 +262,7 @@ export async function embedSparse(session, side, { indices, values, rows, places
     feeds[`${name}_indices`] = new Tensor('int64', i, dims);
     feeds[`${name}_values`] = new Tensor('float32', v, dims);
   }
-  const result = (await session.run(feeds, [`${side}_embedding`]))[`${side}_embedding`];
+  const result = await answer(session, feeds, `${side}_${what}`);
   const data = /** @type {Float32Array} */ (result.data);
   return Array.from({ length: rows }, (_, i) => data.slice(i * result.dims[1], (i + 1) * result.dims[1]));
 }

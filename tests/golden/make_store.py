@@ -42,7 +42,12 @@ def main(target: Path) -> None:
         write_ratings(home)
         environment = os.environ | {'TWOTOWER_HOME': name, 'PYTHONPATH': str(PROJECT)}
         data = f'input=data/{home.name}/reviews.csv'
-        settings = [data, 'hidden=4', 'epochs=5', 'min_recall=0', 'min_ndcg=0', 'min_auc=0']
+        settings = [data, 'hidden=4', 'epochs=20', 'min_recall=0', 'min_ndcg=0', 'min_auc=0']
+        settings += [
+            'inner_ratio=0.4',
+            'taste_learning_rate=0.05',
+            'max_log_loss=9',
+        ]  # of so few opinions enough dislikes must be set aside for a taste
         for command in (
             ['movielens', name],
             ['run', 'ci', '--run-id', RUN, '--to', '05_publish', *(x for s in settings for x in ('-p', s))],

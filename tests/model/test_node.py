@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 
 from twotower.base.files import atomic_folder, write_json
 from twotower.base.tables import ITEM_FEATURES, USER_FEATURES
+from twotower.learning.training_set import history_places
 from twotower.model.export import export_onnx, export_sparse_onnx, onnx_embed, onnx_session
 from twotower.model.features import encode, fit_encoding, pad
-from twotower.model.towers import TwoTower
+from twotower.model.towers import TwoTower, embed_taste
 from twotower.runs.run import META, ONNX, SPARSE_ONNX
 
 EXAMPLE = Path(__file__).parents[2] / 'examples' / 'node'
@@ -196,6 +197,47 @@ def test_the_second_graph_says_what_the_first_one_says(node, exported):
         assert np.shape(first) == (10, 128)
         assert np.abs(np.array(first) - np.array(second)).max() < 1e-5
         assert nothing == []
+
+
+def test_tastes_are_the_same_by_both_graphs_and_make_the_same_probability(node, exported, tmp_path):
+    encoding = json.loads((exported / META).read_text())['encoding']
+    torch.manual_seed(0)
+    model = TwoTower(encoding['user']['width'], encoding['item']['width'], 16, history=history_places(encoding))
+    for weights in model.taste.parameters():
+        torch.nn.init.normal_(weights, std=0.2)
+    export_onnx(model, tmp_path / ONNX)
+    export_sparse_onnx(model, tmp_path / SPARSE_ONNX)
+    write_json(tmp_path / META, {'model': model.config, 'encoding': encoding})
+    program = f"""
+        import {{ InferenceSession }} from 'onnxruntime-node';
+        import {{ embed, embedSparse, encode, hasTaste, probability, sparse }} from './twotower.mjs';
+        const meta = {json.dumps({'encoding': encoding})};
+        const rows = {json.dumps({'item': ITEMS, 'user': USERS})};
+        const [first, second, old] = await Promise.all(
+          ['{tmp_path / ONNX}', '{tmp_path / SPARSE_ONNX}', '{exported / ONNX}'].map((x) => InferenceSession.create(x)));
+        const said = {{ has: [first, second, old].map(hasTaste) }};
+        for (const side of ['item', 'user']) {{
+          const {{ vectors }} = encode(meta, side, rows[side]);
+          said[side] = [await embed(first, side, vectors, 'taste'), await embedSparse(second, side, sparse(vectors), 'taste')];
+          said[`no ${{side}}`] = await embed(old, side, vectors, 'taste').catch((error) => error.message);
+        }}
+        said.probability = probability(said.user[0][1], said.item[0][2]);
+        console.log(JSON.stringify(said, (_, x) => x instanceof Float32Array ? [...x] : x));
+    """
+    said = json.loads(run('node', '--input-type=module', '-e', program, folder=node))
+    ours = {}
+    for side, rows, schema in [('item', ITEMS, ITEM_FEATURES), ('user', USERS, USER_FEATURES)]:
+        ours[side] = embed_taste(model, side, encode(encoding, side, typed(rows, schema))[0])
+        for theirs in said[side]:
+            assert np.shape(theirs) == (10, 34)
+            assert np.abs(np.array(theirs) - ours[side]).max() < 1e-5
+    assert said['probability'] == pytest.approx(1 / (1 + np.exp(-ours['user'][1] @ ours['item'][2])), abs=1e-5)
+    assert said['has'] == [True, True, False]
+    assert said['no user'] == 'the model has no user_taste: it was made without tastes'
+    for name, rows in [('items.json', ITEMS), ('users.json', USERS)]:
+        (node / name).write_text(json.dumps(rows), encoding='utf-8')
+    printed = json.loads(run('node', 'embed.mjs', str(tmp_path), 'items.json', 'users.json', folder=node))
+    np.testing.assert_allclose([row['taste'] for row in printed['user']['embeddings']], ours['user'], atol=1e-5)
 
 
 def test_every_letter_is_made_small_the_same_way(node):

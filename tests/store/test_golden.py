@@ -8,16 +8,26 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from twotower.base.errors import GateError
+from twotower.base.errors import GateError, InputError
 from twotower.base.files import read_json, sha256, write_json
-from twotower.base.tables import EMBEDDING, ITEM_FEATURES, USER, USER_FEATURES, VIDEO, embeddings_schema, read_table
+from twotower.base.tables import (
+    EMBEDDING,
+    ITEM_FEATURES,
+    USER,
+    USER_FEATURES,
+    VIDEO,
+    embeddings_schema,
+    read_embeddings,
+    read_table,
+    read_tastes,
+)
 from twotower.embedding.reflect import reflect
-from twotower.model.export import onnx_embed, onnx_session
+from twotower.model.export import has_taste, onnx_embed, onnx_session, sparse_embed, sparse_session
 from twotower.model.features import encode
-from twotower.model.towers import embed, load_model
+from twotower.model.towers import embed, embed_taste, load_model
 from twotower.publish import list_files
 from twotower.runs import run as runs
-from twotower.runs.run import META, ONNX, PT, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, blessed, create_run
+from twotower.runs.run import META, ONNX, PT, SPARSE_ONNX, USER_EMBEDDINGS, VIDEO_EMBEDDINGS, blessed, create_run
 from twotower.store import records
 from twotower.store.local import LocalStore
 from twotower.store.models import activate, adopt, fetch, rollback, upload
@@ -66,6 +76,28 @@ def test_an_old_model_gives_the_vectors_that_it_gave(golden, fetched, side):
     model = load_model(fetched / PT, meta['model'])
     np.testing.assert_allclose(embed(getattr(model, side), features), expected, atol=1e-5)
     np.testing.assert_allclose(onnx_embed(onnx_session(fetched / ONNX, 1), side, features), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('side', SIDES)
+def test_an_old_model_gives_the_tastes_that_it_gave_if_it_has_any(golden, fetched, side):
+    meta, (key, name) = read_json(fetched / META), SIDES[side]
+    graphs = [(onnx_embed, onnx_session(fetched / ONNX, 1))]
+    if (fetched / SPARSE_ONNX).exists():
+        graphs.append((sparse_embed, sparse_session(fetched / SPARSE_ONNX, 1)))
+    written = read_tastes(fetched / name, key)
+    assert (written is not None) == (golden.name != 'store_v1') == ('taste' in meta)
+    assert {has_taste(session) for _, session in graphs} == {'taste' in meta}
+    features, _ = encode(meta['encoding'], side, rows(golden, side, meta['encoding']))
+    if written is None:
+        with pytest.raises(InputError, match='the model has no taste: it is older'):
+            onnx_embed(graphs[0][1], side, features, what='taste')
+        return
+    places = read_embeddings(fetched / name, key)[0].to_pylist()
+    expected = [written[places.index(i)] for i in rows(golden, side, meta['encoding'])[key].to_pylist()]
+    model = load_model(fetched / PT, meta['model'])
+    np.testing.assert_allclose(embed_taste(model, side, features), expected, atol=1e-5)
+    for ask, session in graphs:
+        np.testing.assert_allclose(ask(session, side, features, what='taste'), expected, atol=1e-5)
 
 
 def test_a_daily_run_works_with_an_old_model(fetched, database):

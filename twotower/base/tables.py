@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['USER', 'VIDEO', 'LABEL', 'KIND', 'STARS', 'TIME', 'WEIGHT', 'LIKE', 'DISLIKE', 'NEUTRAL', 'PSEUDO', 'EMBEDDING',
-           'DIMENSION', 'INTERACTIONS', 'WEIGHTED', 'ITEM_FEATURES', 'USER_FEATURES', 'VIDEOS', 'DECISION', 'DECISIONS',
-           'embeddings_schema', 'embeddings_table', 'conform', 'write_table', 'read_table', 'stream_table', 'one_array',
-           'read_embeddings', 'as_uuid', 'as_uuids', 'places_of', 'opinion_matrix']
+           'DIMENSION', 'TASTE', 'TASTE_WIDTH', 'INTERACTIONS', 'WEIGHTED', 'ITEM_FEATURES', 'USER_FEATURES', 'VIDEOS',
+           'DECISION', 'DECISIONS', 'embeddings_schema', 'with_taste', 'embeddings_table', 'conform', 'write_table',
+           'read_table', 'stream_table', 'one_array', 'read_embeddings', 'read_tastes', 'as_uuid', 'as_uuids',
+           'places_of', 'opinion_matrix']
 
 # %% ../../nbs/base/tables.ipynb #3d1c84ee
 import uuid
@@ -30,6 +31,7 @@ USER, VIDEO, LABEL, KIND, STARS, TIME = 'user_id', 'video_id', 'label', 'kind', 
 WEIGHT = 'weight'
 LIKE, DISLIKE, NEUTRAL, PSEUDO = 'like', 'dislike', 'neutral', 'pseudo'
 EMBEDDING, DIMENSION = 'embedding', 128
+TASTE, TASTE_WIDTH = 'taste', 34
 
 _text, _texts, _instant = pa.string(), pa.list_(pa.string()), pa.timestamp('us', tz='UTC')
 
@@ -96,16 +98,29 @@ def embeddings_schema(
     return pa.schema({key: _text, EMBEDDING: pa.list_(pa.float32(), DIMENSION)})
 
 
+def with_taste(
+    key: str,  # `USER` or `VIDEO`
+) -> pa.Schema:  # that of `embeddings_schema`, and a fixed-size list of 34 float32
+    "The schema of an embeddings file of a model that knows what users like."
+    return embeddings_schema(key).append(pa.field(TASTE, pa.list_(pa.float32(), TASTE_WIDTH)))
+
+
 def embeddings_table(
     key: str,  # `USER` or `VIDEO`
     ids: pa.Array,  # (n,)
     vectors: np.ndarray,  # (n, 128)
-) -> pa.Table:  # conforms to `embeddings_schema(key)`
+    tastes: np.ndarray | None = None,  # (n, 34); None: the model has none
+) -> pa.Table:  # conforms to `embeddings_schema(key)`, with tastes to `with_taste(key)`
     "Ids and vectors as a table."
-    flat = pa.array(np.ascontiguousarray(vectors, np.float32).ravel())
-    return pa.table([ids, pa.FixedSizeListArray.from_arrays(flat, DIMENSION)], schema=embeddings_schema(key))
+    given = [vectors] if tastes is None else [vectors, tastes]
+    flat = [pa.array(np.ascontiguousarray(x, np.float32).ravel()) for x in given]
+    lists = [pa.FixedSizeListArray.from_arrays(x, n) for x, n in zip(flat, (DIMENSION, TASTE_WIDTH), strict=False)]
+    return pa.table([ids, *lists], schema=embeddings_schema(key) if tastes is None else with_taste(key))
 
 # %% ../../nbs/base/tables.ipynb #cec164b5
+_ADDED = {TASTE}  # columns that a newer file may have
+
+
 def conform(
     table: pa.Table,  # any column order, castable types
     schema: pa.Schema,  # what it must be
@@ -116,7 +131,7 @@ def conform(
         table = table.drop_columns([WEIGHT])
     if WEIGHT in schema.names and WEIGHT not in table.column_names:
         table = table.append_column(WEIGHT, pa.nulls(len(table), pa.float32()))
-    missing, extra = set(schema.names) - set(table.column_names), set(table.column_names) - set(schema.names)
+    missing, extra = set(schema.names) - set(table.column_names), set(table.column_names) - {*schema.names, *_ADDED}
     if missing or extra:
         raise InputError(f'{name}: missing columns {sorted(missing)}, unknown columns {sorted(extra)}')
     try:
@@ -191,13 +206,29 @@ def read_embeddings(
 ) -> tuple[pa.Array, np.ndarray]:  # ids (n,); float32 (n, 128)
     "Ids and vectors of an embeddings file, without a Python object for any of them."
     table = read_table(path, embeddings_schema(key))
-    if missing := table[EMBEDDING].null_count:
-        raise InputError(f'{path}: {missing} rows have no embedding: train the run again')
-    vectors, start = np.empty((len(table), DIMENSION), np.float32), 0
-    for chunk in table[EMBEDDING].chunks:
-        vectors[start : start + len(chunk)] = chunk.flatten().to_numpy(zero_copy_only=True).reshape(-1, DIMENSION)
+    return one_array(table[key]), _matrix(table[EMBEDDING], path)
+
+
+def _matrix(column: pa.ChunkedArray, path: Path, name: str = EMBEDDING) -> np.ndarray:
+    "A column of lists of one length as a matrix."
+    if column.null_count:
+        raise InputError(f'{path}: {column.null_count} rows have no {name}: train the run again')
+    vectors, start = np.empty((len(column), column.type.list_size), np.float32), 0
+    for chunk in column.chunks:
+        vectors[start : start + len(chunk)] = chunk.flatten().to_numpy(zero_copy_only=True).reshape(len(chunk), -1)
         start += len(chunk)
-    return one_array(table[key]), vectors
+    return vectors
+
+
+def read_tastes(
+    path: Path,  # an embeddings file
+    key: str,  # `USER` or `VIDEO`
+) -> np.ndarray | None:  # float32 (n, 34), in the order of `read_embeddings`; None: the model has none
+    "The tastes of an embeddings file."
+    with _parquet(_parts_of(path)[0]) as file:
+        if TASTE not in file.schema_arrow.names:
+            return None
+    return _matrix(read_table(path, with_taste(key))[TASTE], path, TASTE)
 
 # %% ../../nbs/base/tables.ipynb #2a1e6ee5
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, 'https://twotower.example/ids')

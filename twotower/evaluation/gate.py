@@ -178,4 +178,7 @@ def gate(
         ('mean cosine of two users (1: all alike)', 'mean_cosine_users', config.max_mean_cosine),
     ):
         checks.append(_check(f'{rule}, at most', same[name], ceiling, above=False))
+    if 'max_taste_l2' in same:
+        rule = 'L2 distance of tastes of torch, ONNX and files, at most'
+        checks.append(_check(rule, same['max_taste_l2'], config.max_l2, above=False))
     return checks

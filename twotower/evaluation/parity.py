@@ -7,6 +7,7 @@ __all__ = ['agreement', 'mean_cosine', 'forms_of', 'parity']
 
 # %% ../../nbs/evaluation/parity.ipynb #b92d8d55
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,12 @@ from scipy import sparse
 from ..base.errors import InputError
 from ..base.files import read_json
 from twotower.base.tables import (
-    ITEM_FEATURES, USER, USER_FEATURES, VIDEO, read_embeddings, read_table,
+    ITEM_FEATURES, USER, USER_FEATURES, VIDEO, read_embeddings, read_table, read_tastes,
 )  # fmt: skip
 from .scores import finite_or_none
 from ..model.export import onnx_embed, onnx_session, open_embedder
 from ..model.features import encode
-from ..model.towers import embed, load_model
+from ..model.towers import embed, embed_taste, load_model
 from ..parallel.engine import LOCAL, Local, OnRay
 from ..runs.run import ITEMS, META, ONNX, PT, SPARSE_ONNX, USERS, USER_EMBEDDINGS, VIDEO_EMBEDDINGS
 
@@ -56,27 +57,39 @@ def mean_cosine(
 def forms_of(
     model: Path,  # `model/` of a run
 ) -> dict[
-    str, Callable[[str, sparse.csr_matrix], np.ndarray]
-]:  # name: side and features (n, width) to float32 (n, 128)
-    "The ways to compute an embedding; all must agree with the first."
+    str, Callable[..., np.ndarray]
+]:  # name: side, features (n, width) and `what`, embedding or taste, to float32 (n, 128) or (n, 34)
+    "The ways to compute an embedding or a taste; all must agree with the first."
     network, session = load_model(model / PT, read_json(model / META)['model']), onnx_session(model / ONNX)
-    return {
-        'torch': lambda side, matrix: embed(getattr(network, side), matrix),
-        'onnx': lambda side, matrix: onnx_embed(session, side, matrix),
-        'sparse onnx': open_embedder(model / ONNX, model / SPARSE_ONNX),
-    }
+
+    def by_torch(side: str, matrix: sparse.csr_matrix, what: str = 'embedding') -> np.ndarray:
+        return embed(getattr(network, side), matrix) if what == 'embedding' else embed_taste(network, side, matrix)
+
+    sparsely = open_embedder(model / ONNX, model / SPARSE_ONNX)
+    return {'torch': by_torch, 'onnx': partial(onnx_embed, session), 'sparse onnx': sparsely}
 
 # %% ../../nbs/evaluation/parity.ipynb #fbcf63a9
 def _differences(part: tuple, model: str | Path, block: int = 8192) -> dict[str, dict]:
     "For each form: how far some rows are from torch, in blocks."
-    side, rows, stored = part
+    side, rows, stored, tastes = part
     encoding, forms, worst = read_json(Path(model) / META)['encoding'], forms_of(Path(model)), {}
     matrix, _ = encode(encoding, side, rows)
     for start in range(0, len(stored), block):
         here = slice(start, start + block)
         vectors = {form: function(side, matrix[here]) for form, function in forms.items()}
-        worst = _worst(worst, {f'{side} {f}': x for f, x in agreement(vectors | {'file': stored[here]}).items()})
+        found = agreement(vectors | {'file': stored[here]})
+        if tastes is not None:
+            tasted = {form: function(side, matrix[here], what='taste') for form, function in forms.items()}
+            for form, x in _apart(tasted | {'file': tastes[here]}).items():
+                found[form]['max_taste_l2'] = x
+        worst = _worst(worst, {f'{side} {form}': x for form, x in found.items()})
     return worst
+
+
+def _apart(forms: dict[str, np.ndarray]) -> dict[str, float]:
+    "For each form: how far a row is from that of the first at most; NaN where one is not finite."
+    first = next(iter(forms.values())).astype(np.float64)
+    return {name: float(np.max(np.linalg.norm(first - x, axis=1), initial=0)) for name, x in forms.items()}
 
 
 def _worst(one: dict[str, dict], other: dict[str, dict]) -> dict[str, dict]:
@@ -88,12 +101,22 @@ def _worst(one: dict[str, dict], other: dict[str, dict]) -> dict[str, dict]:
     return out
 
 # %% ../../nbs/evaluation/parity.ipynb #67404365
+def _tastes(model: Path, name: str, key: str) -> np.ndarray | None:
+    "The tastes of an embeddings file, which are there if the model has a taste, and only then."
+    tastes, expected = read_tastes(model / name, key), 'history' in read_json(model / META)['model']
+    if expected != (tastes is not None):
+        raise InputError(
+            f'{model / name} has {"no" if expected else "a"} column taste, unlike its model: train again, in a new run'
+        )
+    return tastes
+
+
 def parity(
     prep: Path,  # `prep/` of a run
     model: Path,  # `model/` of a run
     engine: Local | OnRay = LOCAL,  # where the rows are embedded
     size: int = 1 << 16,  # rows of one part
-) -> dict:  # max_cosine_distance, max_l2, max_norm_error, not_finite, mean_cosine(_users), and `forms`: the same by side and form; None: unknown
+) -> dict:  # max_cosine_distance, max_l2, max_norm_error, not_finite, mean_cosine(_users), max_taste_l2 if there are tastes, and `forms`: the same by side and form; None: unknown
     "Compare torch, ONNX and the embeddings files on every row."
     worst, alike, carried = {}, {}, engine.carry(model, (PT, META, ONNX, SPARSE_ONNX))
     for side, key, features, schema, name in [
@@ -104,11 +127,20 @@ def parity(
         ids, stored = read_embeddings(model / name, key)
         if not ids.equals(columns[key].combine_chunks()):
             raise InputError(f'{model / name} is not about the rows of {prep / features}: train again, in a new run')
-        parts = ((side, columns.slice(i, size), stored[i : i + size]) for i in range(0, len(stored), size))
+        tastes = _tastes(model, name, key)
+        parts = (
+            (side, columns.slice(i, size), stored[i : i + size], None if tastes is None else tastes[i : i + size])
+            for i in range(0, len(stored), size)
+        )
         for found in engine.each(_differences, parts, carried):
             worst = _worst(worst, found)
         alike[side] = mean_cosine(stored.sum(0, dtype=np.float64), len(stored))
-    totals = {x: [found[x] for found in worst.values()] for x in ('max_cosine_distance', 'max_l2', 'max_norm_error')}
+    names = [
+        x
+        for x in ('max_cosine_distance', 'max_l2', 'max_norm_error', 'max_taste_l2')
+        if any(x in found for found in worst.values())
+    ]
+    totals = {x: [found[x] for found in worst.values() if x in found] for x in names}
     return {
         **{x: finite_or_none(np.max(values, initial=0)) for x, values in totals.items()},
         'not_finite': sum(found['not_finite'] for found in worst.values()),

@@ -18,7 +18,7 @@ from scipy import sparse
 from scipy.special import expit
 
 from twotower.base.tables import (
-    DISLIKE, INTERACTIONS, KIND, LIKE, PSEUDO, USER, VIDEO, opinion_matrix, places_of, read_embeddings, read_table,
+    DISLIKE, INTERACTIONS, KIND, LIKE, PSEUDO, USER, VIDEO, opinion_matrix, places_of, read_embeddings, read_table, read_tastes,
 )  # fmt: skip
 from .intervals import bootstrap, interval, lift_facts
 from twotower.evaluation.metrics import (
@@ -43,6 +43,13 @@ class Judged:
     columns: np.ndarray  # its video
     labels: np.ndarray  # 1 like, 0 dislike
     unknown_users: int  # users of the held-out part without an embedding
+    tastes: tuple[np.ndarray, np.ndarray] | None = (
+        None  # float32 (n_users, 34), (n_items, 34); None: the model has none
+    )
+
+    @property
+    def told_by(self) -> tuple[np.ndarray, np.ndarray]:  # users and items: their product tells likes from dislikes
+        return self.tastes or (self.users, self.items)
 
     @property
     def popularity(self) -> np.ndarray:  # likes in training, (n_items,)
@@ -58,7 +65,8 @@ def load_judged(
     item_ids, items = read_embeddings(model / VIDEO_EMBEDDINGS, VIDEO)
     train, val = read_table(prep / TRAIN, INTERACTIONS), read_table(prep / VAL, INTERACTIONS)
 
-    negative = DISLIKE if pc.any(pc.equal(val[KIND], DISLIKE)).as_py() else PSEUDO
+    disliked, stand_ins = (pc.any(pc.equal(val[KIND], kind)).as_py() for kind in (DISLIKE, PSEUDO))
+    negative = PSEUDO if stand_ins and not disliked else DISLIKE
     pairs = val.filter(pc.is_in(val[KIND], value_set=pa.array([LIKE, negative])))
     rows, columns = places_of(pairs, user_ids, item_ids)
     known = (rows >= 0) & (columns >= 0)
@@ -66,7 +74,10 @@ def load_judged(
     unknown = len(pc.unique(val[USER].filter(pc.invert(pc.is_in(val[USER], value_set=user_ids)))))
     seen = opinion_matrix(train.filter(pc.not_equal(train[KIND], PSEUDO)), user_ids, item_ids)
     history, liked = (opinion_matrix(t.filter(pc.equal(t[KIND], LIKE)), user_ids, item_ids) for t in (train, val))
-    return Judged(user_ids, users, items, seen, history, liked, rows[known], columns[known], labels, unknown)
+    tastes = tuple(read_tastes(model / n, key) for n, key in ((USER_EMBEDDINGS, USER), (VIDEO_EMBEDDINGS, VIDEO)))
+    has_taste = negative == DISLIKE and all(x is not None for x in tastes)
+    pairs = rows[known], columns[known], labels
+    return Judged(user_ids, users, items, seen, history, liked, *pairs, unknown, tastes if has_taste else None)
 
 # %% ../../nbs/evaluation/scores.ipynb #333db3be
 def finite_or_none(
@@ -207,6 +218,7 @@ def rank(
     memory_mb: int = 256,  # for the scores that are held at a time
     engine: Local | OnRay = LOCAL,  # where the lists are made
     most: int = 1 << 14,  # users of one part, unless a block of scores holds more
+    told_by: tuple[np.ndarray, np.ndarray] | None = None,  # what tells likes from dislikes; None: users and items
 ) -> tuple[
     dict[str, float | None], dict[str, np.ndarray], Totals
 ]:  # metrics; by user, NaN where there is none; of all lists
@@ -215,9 +227,13 @@ def rank(
     if not finite:
         users, items = np.zeros_like(users), np.zeros_like(items)
     of_lists, totals = _ranked(users, items, judged, k, memory_mb, engine, most)
-    by_user = pair_metrics(users, items, judged) | of_lists
-    if not finite:
-        by_user = {name: np.full(len(users), np.nan) for name in by_user}
+    telling = _finite(*(told_by or (users, items)))
+    of_pairs = pair_metrics(*(told_by if told_by and telling else (users, items)), judged)
+    by_user = {
+        name: values if known else np.full(len(users), np.nan)
+        for found, known in ((of_pairs, finite and telling), (of_lists, finite))
+        for name, values in found.items()
+    }
     metrics = {name: _mean(values) for name, values in by_user.items()}
     known = finite and judged.liked.nnz and len(items)
     coverage, gini = spread(totals.shown.toarray()[0]) if known else (None, None)
@@ -273,14 +289,14 @@ def by_popularity(
 _POOLED = ('auc', 'log_loss')  # metrics of all rows; their part for some users is no metric of these users
 
 
-def _curves(cosine: np.ndarray, labels: np.ndarray, shown: np.ndarray, popularity: np.ndarray) -> dict:
+def _curves(scores: np.ndarray, of: str, labels: np.ndarray, shown: np.ndarray, popularity: np.ndarray) -> dict:
     "What the page draws: histograms of the scores, and the share of the attention along the popularity curve."
-    edges = np.linspace(cosine.min(), cosine.max(), 41) if len(cosine) else np.array([-1.0, 1.0])
-    counts = [np.histogram(cosine[labels == label], edges)[0].tolist() for label in (1, 0)]
+    edges = np.linspace(scores.min(), scores.max(), 41) if len(scores) else np.array([-1.0, 1.0])
+    counts = [np.histogram(scores[labels == label], edges)[0].tolist() for label in (1, 0)]
     order, points = np.argsort(-popularity, kind='stable'), np.linspace(0, len(popularity), 51).astype(int)
     attention = [np.append(0, np.cumsum(x[order]) / max(x.sum(), 1))[points] for x in (shown, popularity)]
     return {
-        'scores': {'edges': [float(x) for x in edges], 'likes': counts[0], 'dislikes': counts[1]},
+        'scores': {'edges': [float(x) for x in edges], 'likes': counts[0], 'dislikes': counts[1], 'of': of},
         'attention': dict(zip(('recommended', 'liked'), (x.round(6).tolist() for x in attention), strict=True))
         | {'videos': (points / max(len(popularity), 1)).round(6).tolist()},
     }
@@ -300,12 +316,12 @@ def score_model(
     engine: Local | OnRay = LOCAL,  # where the lists are made
 ) -> tuple[dict, pa.Table]:  # all numbers, None where there is none; user_id and one column for each metric by user
     "All metrics of a model, beside two that need none."
-    metrics, by_user, totals = rank(judged.users, judged.items, judged, k, memory_mb, engine)
+    metrics, by_user, totals = rank(judged.users, judged.items, judged, k, memory_mb, engine, told_by=judged.told_by)
     who, n = np.flatnonzero(np.diff(judged.liked.indptr)), len(judged.users)
-    cosine, labels = pair_scores(judged.users, judged.items, judged), judged.labels
-    if not _finite(judged.users, judged.items):
-        cosine, labels = cosine[:0], labels[:0]
-    probabilities = expit(calibration['scale'] * cosine.astype(np.float64) + calibration['bias'])
+    scores, labels = pair_scores(*judged.told_by, judged).astype(np.float64), judged.labels
+    if not _finite(judged.users, judged.items, *judged.told_by):
+        scores, labels = scores[:0], labels[:0]
+    probabilities = expit(scores if judged.tastes else calibration['scale'] * scores + calibration['bias'])
     by_user['log_loss'] = mean_by_user(log_losses(probabilities, labels), judged.rows[: len(labels)], n)
     bins, error = reliability(probabilities, labels)
     share = _mean(labels)
@@ -317,6 +333,7 @@ def score_model(
         'n_items': len(judged.items),
         'n_pairs': len(judged.labels),
         'unknown_users': judged.unknown_users,
+        'judged_by': 'taste' if judged.tastes else 'cosine',
         'metrics': metrics | {'log_loss': _mean(by_user['log_loss']), 'ece': finite_or_none(error)},
         'intervals': _intervals(by_user, seed),
         'baselines': {name: found for name, (found, _) in others.items()},
@@ -327,7 +344,9 @@ def score_model(
         )
         | by_popularity(totals, judged.popularity, k),
         'calibration': {'share_of_likes': share, 'log_loss_of_that_share': constant, 'bins': bins},
-        'curves': _curves(cosine, labels, totals.shown.toarray()[0], judged.popularity),
+        'curves': _curves(
+            scores, 'log odds' if judged.tastes else 'cosine', labels, totals.shown.toarray()[0], judged.popularity
+        ),
     }
     columns = {USER: judged.user_ids} | {name: pa.array(v, from_pandas=True) for name, v in by_user.items()}
     return scored, pa.table(columns)

@@ -75,7 +75,7 @@ def plot_scores(
                 np.array(scores[name]) / total, edges, fill=True, alpha=0.6, color=colour, label=f'{total:,} {name}'
             )
     if left.patches:
-        left.set(title=title, xlabel='cosine', ylabel='share of each')
+        left.set(title=title, xlabel=scores.get('of', 'cosine'), ylabel='share of each')
         left.legend()
     else:
         _blank(left, title, 'nothing was held out')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['batches', 'one_epoch', 'checkpoint_name', 'save_checkpoint', 'load_checkpoint', 'own_checkpoint', 'own_epochs',
-           'forget', 'newest_checkpoint', 'fit']
+           'forget', 'newest_checkpoint', 'descend', 'fit']
 
 # %% ../../nbs/learning/loop.ipynb #da2a9c98
 import hashlib
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..base.errors import TwotowerError
 from ..base.files import atomic_file
@@ -41,7 +41,7 @@ def batches(
 
 # %% ../../nbs/learning/loop.ipynb #7278cac9
 def one_epoch(
-    model: TwoTower,  # on the device of the data
+    model: nn.Module,  # on the device of the data
     descent: Descent,  # of its weights
     data: TrainingSet,  # what to learn from
     n: int,  # number of users of all workers
@@ -49,13 +49,14 @@ def one_epoch(
     config: TrainSettings,  # batch_size (1 or more), precision, learning_rate and what `batch_loss` reads
     generator: torch.Generator,  # of batches, on the device of the data
     team: Alone = ALONE,  # who trains; each with its own users
+    loss_of: Callable[..., Tensor] = batch_loss,  # takes model, data, users of the batch, config, generator and team
 ) -> float:  # mean loss of a user, in nats
     "Learn from every user once."
     model.train()
     total = 0.0
     for number, which in enumerate(batches(n, config.batch_size, generator)):
         with autocast(config.precision, generator.device):
-            loss = batch_loss(model, data, which, config, generator, team)
+            loss = loss_of(model, data, which, config, generator, team)
         if not math.isfinite(value := team.sum(loss).item()):
             raise TwotowerError(
                 f'loss is {value} in epoch {epoch}, batch {number}: '
@@ -156,36 +157,32 @@ def newest_checkpoint(
     epochs = epochs[counts == team.size].tolist()
     return own_checkpoint(path, team, epochs[-1]) if epochs else None
 
-# %% ../../nbs/learning/loop.ipynb #52c95057
-def fit(
+# %% ../../nbs/learning/loop.ipynb #3a23d7d0
+def descend(
+    model: nn.Module,  # on the device of the data
+    descent: Descent,  # of its weights
     data: TrainingSet,  # what to learn from
-    config: TrainSettings,  # the parameters of this notebook
+    config: TrainSettings,  # what `one_epoch` reads
     epochs: int,  # passes over the users
-    score: Callable[[TwoTower], dict] | None = None,  # numbers of a model for the epoch table
+    generator: torch.Generator,  # of batches, on the device of the data
+    score: Callable[[nn.Module], dict] | None = None,  # numbers of a model for the epoch table
     patience: int = 0,  # stop after so many epochs without a better `score['choice']`; 0: never
-    checkpoints: Path | None = None,  # folder to go on from and to save to; None: no checkpoints
+    path: Path | None = None,  # checkpoint to go on from and to save to; None: none
     every: float = 30.0,  # seconds between two checkpoints
     team: Alone = ALONE,  # who trains; each with its own users
+    loss_of: Callable[..., Tensor] = batch_loss,  # of a batch, see `one_epoch`
+    title: str = 'epochs',  # of the progress bar
     tell: Callable[[list[dict]], None]
     | None = None,  # called by the first worker with the epoch table after each epoch
-) -> tuple[TwoTower, list[dict]]:  # the model, whole in the first worker; one dict for each epoch
-    "Train a model."
-    autocast(config.precision, pick_device(config.device))
-    torch.manual_seed(config.seed)
-    device = pick_device(config.device)
-    generator, data = torch.Generator(device).manual_seed(config.seed), data.to(device)
-    path = checkpoints and checkpoints / checkpoint_name(data, config, epochs, team)
-    model = TwoTower(*data.widths, config.hidden, config.dropout, first_layer(team)).to(device)
-    if config.start == 'linear':
-        start_linear(model, data, team)
-    descent = DESCENTS[config.optimizer](model, config, team)
+) -> list[dict]:  # one dict for each epoch
+    "Learn for some epochs, or until it is of no use."
     parts, history, n, saved = {'model': model, 'descent': descent}, [], team.count(len(data.users)), time.monotonic()
     config = config.but(batch_size=users_in_batch(n, config.batch_size))
     if path and (newest := newest_checkpoint(path, team)):
         history = load_checkpoint(newest, parts, generator)
     ahead = range(len(history) + 1, epochs + 1)
-    for epoch in ahead if team.rank else progress(ahead, 'epochs', epochs):
-        loss = one_epoch(model, descent, data, n, epoch, config, generator, team)
+    for epoch in ahead if team.rank else progress(ahead, title, epochs):
+        loss = one_epoch(model, descent, data, n, epoch, config, generator, team, loss_of)
         average = descent.averaged()
         history.append({'epoch': epoch, 'train loss': loss} | team.agree(score(average) if score else {}))
         if tell and not team.rank:
@@ -197,4 +194,32 @@ def fit(
             save_checkpoint(own_checkpoint(path, team, epoch), parts, generator, history)
             forget(path, team)
             saved = time.monotonic()
-    return assembled(descent.averaged(), team).eval(), history
+    return history
+
+# %% ../../nbs/learning/loop.ipynb #52c95057
+def fit(
+    data: TrainingSet,  # what to learn from
+    config: TrainSettings,  # the parameters of this notebook
+    epochs: int,  # passes over the users
+    score: Callable[[TwoTower], dict] | None = None,  # numbers of a model for the epoch table
+    patience: int = 0,  # stop after so many epochs without a better `score['choice']`; 0: never
+    checkpoints: Path | None = None,  # folder to go on from and to save to; None: no checkpoints
+    every: float = 30.0,  # seconds between two checkpoints
+    team: Alone = ALONE,  # who trains; each with its own users
+    whole: bool = True,  # put the parts of several workers together in the first one?
+    tell: Callable[[list[dict]], None]
+    | None = None,  # called by the first worker with the epoch table after each epoch
+) -> tuple[TwoTower, list[dict]]:  # the model; one dict for each epoch
+    "Train a model."
+    autocast(config.precision, pick_device(config.device))
+    torch.manual_seed(config.seed)
+    device = pick_device(config.device)
+    generator, data = torch.Generator(device).manual_seed(config.seed), data.to(device)
+    path = checkpoints and checkpoints / checkpoint_name(data, config, epochs, team)
+    model = TwoTower(*data.widths, config.hidden, config.dropout, first_layer(team)).to(device)
+    if config.start == 'linear':
+        start_linear(model, data, team)
+    descent = DESCENTS[config.optimizer](model, config, team)
+    history = descend(model, descent, data, config, epochs, generator, score, patience, path, every, team, tell=tell)
+    found = descent.averaged()
+    return (assembled(found, team) if whole else found).eval(), history

@@ -26,7 +26,7 @@ from ..parallel.engine import check_engine
 from ..runs.settings import TrainSettings
 
 # %% ../../nbs/learning/together.ipynb #8218333c
-_WORK, _ROWS = 'twotower.learning.together:work', ('users', 'items', 'relevant', 'seen')
+_WORK, _ROWS = 'twotower.learning.together:work', ('users', 'items', 'relevant', 'seen', 'tellers', 'told')
 
 
 def lay_out(

@@ -86,8 +86,8 @@ def assembled(
     if team.size == 1:
         return model
     state = model.state_dict()
-    for name in ('user.first.weight', 'item.first.weight'):
-        table, width = state[name], getattr(model, name.partition('.')[0]).first.width
+    for name in [name for name in state if name.endswith('.first.weight')]:
+        table, width = state[name], model.get_submodule(name.removesuffix('.weight')).width
         sizes = [len(range(r, width, team.size)) if team.rank == 0 else 0 for r in range(team.size)]
         parts = exchange(table, [len(table), *[0] * (team.size - 1)], sizes).split(sizes)
         if team.rank == 0:
