@@ -21,9 +21,10 @@ from scipy import sparse
 from twotower.learning.descent import DESCENTS
 from twotower.learning.inner import train
 from twotower.learning.loop import fit
+from twotower.learning.taste import fit_taste
 from twotower.learning.together import train_together
 from twotower.learning.training_set import TrainingSet, part_of, training_set
-from twotower.model.shards import first_layer
+from twotower.model.shards import assembled, first_layer
 from twotower.model.sparse_rows import Rows
 from twotower.model.towers import TwoTower
 from twotower.parallel.launch import torchrun
@@ -102,6 +103,34 @@ def test_several_workers_learn_the_model_of_one(size, tmp_path):
         for name, weights in model.state_dict().items():
             np.testing.assert_allclose(found['model'][name], weights, rtol=0, atol=1e-5, err_msg=f'{changes} {name}')
         np.testing.assert_allclose(found['loss'], [row['train loss'] for row in history], rtol=1e-6)
+
+
+TASTES = [{}, {'optimizer': 'rowwise', 'dropout': 0.5}]
+
+
+def _taste(team: Workers, path: Path) -> None:
+    mine, found = part_of(toy(), team.rank, team.size), []
+    for changes in TASTES:
+        config = TrainSettings(**SETTINGS | changes | {'taste_batch_size': 16})
+        towers, _ = fit(mine, config, 2, team=team, whole=False)
+        taste, history = fit_taste(towers, mine, config, 2, team=team)
+        towers.learn_taste(taste, mine.history)
+        found.append({'model': assembled(towers, team).state_dict(), 'loss': [row['train loss'] for row in history]})
+    if team.rank == 0:
+        torch.save(found, path)
+
+
+@pytest.mark.parametrize('size', [2, 3])
+def test_several_workers_learn_the_taste_of_one(size, tmp_path):
+    _taste(ALONE, tmp_path / 'one.pt')
+    _together(_taste, size, tmp_path / 'found.pt')
+    one, several = (torch.load(tmp_path / name, weights_only=True) for name in ('one.pt', 'found.pt'))
+    for changes, expected, found in zip(TASTES, one, several, strict=True):
+        assert list(found['model']) == list(expected['model'])
+        assert any(name.startswith('taste.user') for name in found['model'])
+        for name, weights in expected['model'].items():
+            np.testing.assert_allclose(found['model'][name], weights, rtol=0, atol=1e-5, err_msg=f'{changes} {name}')
+        np.testing.assert_allclose(found['loss'], expected['loss'], rtol=1e-5)
 
 
 def _weigh(team: Workers, folder: Path) -> None:

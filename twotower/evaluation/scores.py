@@ -218,6 +218,7 @@ def rank(
     memory_mb: int = 256,  # for the scores that are held at a time
     engine: Local | OnRay = LOCAL,  # where the lists are made
     most: int = 1 << 14,  # users of one part, unless a block of scores holds more
+    *,
     told_by: tuple[np.ndarray, np.ndarray] | None = None,  # what tells likes from dislikes; None: users and items
 ) -> tuple[
     dict[str, float | None], dict[str, np.ndarray], Totals
