@@ -5,6 +5,9 @@ import gzip
 import io
 import json
 import re
+import shlex
+from itertools import pairwise
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -195,3 +198,23 @@ def test_a_float_of_parquet_that_all_others_equal_is_not_taken_for_one_of_them(h
     pq.write_table(pa.table({'x': [5.0, np.nan]}), home / 'a.parquet')
     [found] = duckdb.execute(f"SELECT list(isfinite(x)) FROM read_parquet('{home}/a.parquet')").fetchall()
     assert found == ([True, False],)
+
+
+PAGE = (Path(__file__).parents[2] / 'site' / 'your-data.md').read_text(encoding='utf-8')
+EXAMPLES = re.findall(r'^`(\S+)`:\n\n```text\n(.*?)```\n\n```sh\n(.*?)```', PAGE, re.M | re.S)
+
+
+@pytest.mark.parametrize(('name', 'content', 'command'), EXAMPLES, ids=[name for name, *_ in EXAMPLES])
+def test_the_commands_of_the_page_read_what_stands_above_them(home, name, content, command):
+    (home / name).parent.mkdir(exist_ok=True)
+    (home / name).write_text(content)
+    words = shlex.split(command)
+    given = dict(word.split('=', 1) for option, word in pairwise(words) if option == '-p')
+    [(mode, (files, columns))] = source_files(PrepSettings(**given)).items()
+    with workspace() as con:
+        counts = read_source(con, files, columns, mode)
+    assert counts['rows_valid'] == len(content.splitlines()) - (',label' in content or 'ISBN' in content or 'rating' in content or 'stars\n' in content)  # fmt: skip
+
+
+def test_the_page_has_examples():
+    assert len(EXAMPLES) == PAGE.count('```sh') >= 6

@@ -21,7 +21,7 @@ from twotower.catalogue.movielens import fetch_wheel, read_ml100k, write_reviews
 from twotower.daily import bring_model
 from twotower.database.connections import connect
 from twotower.database.videos import save_videos
-from twotower.operations.workflow import send_input
+from twotower.operations.inputs import send_input
 from twotower.runs.run import MODEL_FILES, create_run
 from twotower.store.records import active
 from twotower.store.supabase import SupabaseStore

@@ -67,7 +67,7 @@ for _unit, _parts, _called in (('s', 1, 'seconds'), ('ms', 1000, 'milliseconds')
     _UNITS[_unit] = (_moment, f'{_called} since 1970')
 
 # %% ../../nbs/data/columns.ipynb #0268c435
-_NOBODY = ('null', 'nan', 'none', 'n/a', '#n/a', '<na>', 'nil', 'undefined')  # what programs write for no user at all
+_NOBODY = ('null', 'nan', 'none', 'n/a', '#n/a', '<na>', 'undefined')  # what programs write for no user at all
 _SPACES = 'chr(9), chr(10), chr(11), chr(12), chr(13), chr(32), chr(160), chr(8203), chr(8288), chr(12288), chr(65279)'
 _none = f"lower(trim({{name}}, concat({_SPACES}))) IN ('', {', '.join(repr(word) for word in _NOBODY)})"
 _user = Column(
