@@ -36,7 +36,8 @@ _STARS = """
     CASE WHEN isfinite(try_cast(trim({raw}) AS DOUBLE)) AND try_cast(trim({raw}) AS DOUBLE) BETWEEN 0.5 AND 5
     THEN CAST(trim({raw}) AS FLOAT) END
 """
-_LABEL = "CASE upper(trim({raw})) WHEN '1' THEN 1 WHEN 'LIKE' THEN 1 WHEN '0' THEN 0 WHEN 'DISLIKE' THEN 0 WHEN 'SKIP' THEN -1 WHEN 'SEEN' THEN 2 END"
+_WORDS = {1: ('1', '1.0', 'TRUE', 'LIKE'), 0: ('0', '0.0', 'FALSE', 'DISLIKE'), -1: ('SKIP',), 2: ('SEEN',)}
+_LABEL = f'CASE {" ".join(f"WHEN upper(trim({{raw}})) IN {(*words, words[-1])} THEN {n}" for n, words in _WORDS.items())} END'
 _WEIGHT = """
     CASE WHEN isfinite(try_cast(trim({raw}) AS DOUBLE)) AND try_cast(trim({raw}) AS DOUBLE) >= 0
     THEN CAST(trim({raw}) AS DOUBLE) END
