@@ -301,6 +301,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'twotower.data.heads._match': ('data/heads.html#_match', 'twotower/data/heads.py'),
                                      'twotower.data.heads._parquet_types': ('data/heads.html#_parquet_types', 'twotower/data/heads.py'),
                                      'twotower.data.heads._plain': ('data/heads.html#_plain', 'twotower/data/heads.py'),
+                                     'twotower.data.heads._quotes_hold': ('data/heads.html#_quotes_hold', 'twotower/data/heads.py'),
                                      'twotower.data.heads._read_json': ('data/heads.html#_read_json', 'twotower/data/heads.py'),
                                      'twotower.data.heads._texts': ('data/heads.html#_texts', 'twotower/data/heads.py'),
                                      'twotower.data.heads.quoted': ('data/heads.html#quoted', 'twotower/data/heads.py'),

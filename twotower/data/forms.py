@@ -30,6 +30,7 @@ class Form:
     separator: str = ','  # between the columns of a line
     skip: int = 0  # lines before the header, such as `sep=;`
     head: str = ''  # the first lines of a file of text
+    quotes: bool = True  # does a quote around a text hold what is in it together?
 
 
 def is_parquet(

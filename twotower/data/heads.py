@@ -6,6 +6,7 @@
 __all__ = ['NO_DATES', 'Head', 'quoted', 'read_csv_sql', 'scan_of', 'read_head', 'read_header']
 
 # %% ../../nbs/data/heads.ipynb #f7acae82
+import re
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -37,11 +38,20 @@ class Head:
     said: tuple[str, ...] = ()  # what somebody would want to know of it
 
 # %% ../../nbs/data/heads.ipynb #a4fd1fa7
+_GOES_ON = re.compile(r'(?:^|\t)"[^"\t\r\n]*"[^"\t\r\n]', re.M)
+
+
+def _quotes_hold(form: Form) -> bool:
+    "Are quotes marks around texts? Not between tabs, where one is closed and the text goes on: it is part of the text."
+    return form.separator != '\t' or not _GOES_ON.search(form.head)
+
+# %% ../../nbs/data/heads.ipynb #3a3dd829
 def _csv_names(form: Form, columns: tuple[Column, ...]) -> tuple[Form, list[str], int]:
     "The form with its separator, the names, and the lines that they take."
     wanted = [name for column in columns for name in (*column.names, *column.also)]
     places = max((column.place for column in columns), default=0)
     form = replace(form, separator=choose_separator(form, wanted, places))
+    form = replace(form, quotes=_quotes_hold(form))
     rows = records(form, form.separator)
     if places:
         width = len(rows[0][1]) if rows else 0
@@ -107,7 +117,7 @@ def read_csv_sql(
 ) -> str:  # SQL that reads it as text; what is no row is left out and listed in `reject_errors`
     "How a file of lines is read."
     types = ', '.join(f"c{i}: 'VARCHAR'" for i in range(width))
-    quote = '' if len(form.separator) > 1 else '"'
+    quote = '"' if form.quotes and len(form.separator) == 1 else ''
     more = f', skip = {form.skip}' * (form.skip > 0) + f", compression = '{form.packing}'" * bool(form.packing)
     return (
         f'read_csv({quoted(str(path))}, auto_detect = false, header = {str(header).lower()}, delim = {quoted(form.separator)}, '
@@ -264,6 +274,7 @@ def read_head(
     said += (
         [f'columns are separated by {SEPARATORS.get(form.separator, form.separator)}'] if form.separator != ',' else []
     )
+    said += ['quotes are part of the texts'] if not form.quotes else []
     said += [f'the encoding is {form.encoding}'] if form.encoding != 'utf-8' else []
     said += [NO_DATES] if 'created_at' in found and not found['created_at'] else []
     return Head(path, form, names, found, types, lines, tuple(said))
