@@ -8,29 +8,26 @@ __all__ = ['app', 'about', 'run_command', 'summary', 'secrets_command', 'doctor_
 
 # %% ../nbs/cli.ipynb #48a200d9
 import errno
-import shlex
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import twotower
-from .base.errors import InputError, SettingError, TwotowerError, disk_advice
-from .base.files import read_json
+from .base.errors import InputError, TwotowerError, disk_advice
 from .base.inputs import without_credentials
-from .base.settings import installation, project_file
+from .base.settings import installation
 from .base.words import plain
 from .operations.completion import parameter_names, profile_names, run_ids, stage_names
 from .operations.execute import run_chain
 from .operations.plan import chain, named_values, plan, runs_to_keep
+from .operations.resume import Asked
 from .operations.summary import summary_lines
 from .operations.tidy import tidy
 from .operations.workflow import runner_app
-from .runs.parameters import declared
-from .runs.run import Run, create_run, find_run, stage_name
+from .runs.run import Run, find_run
 
 # %% ../nbs/cli.ipynb #96e717cd
 _EXAMPLES = """
@@ -60,37 +57,8 @@ def about(
 ) -> None:
     "Learn from star reviews, judge, export to ONNX, and reflect into the database only what passes."
 
-# %% ../nbs/cli.ipynb #6b466327
-@dataclass(frozen=True)
-class _Asked:
-    "What somebody has typed after `twotower run`."
-
-    profile: str
-    names: list[str]  # the stages
-    last: str | None
-    given: dict[str, str]  # of -p
-
-    def way_on(self, run: Run, stage: str) -> str:
-        "What to type to go on from a stage: the same again, with those -p that the rest of the chain has."
-        rest = self.names[self.names.index(stage) :]
-        kept = {k: v for k, v in self.given.items() if any(k in declared(project_file(f'nbs/{n}.ipynb')) for n in rest)}
-        words = ['twotower', 'run', self.profile, '--run-id', run.id, '--from', stage]
-        words += ['--to', self.last] * bool(self.last) + [w for k, v in kept.items() for w in ('-p', f'{k}={v}')]
-        return f'go on with: {shlex.join(words)}'
-
-    def open(self, run_id: str | None, resume: bool) -> Run:
-        "Open the run to go on with, or make a new one."
-        if resume:
-            return find_run(run_id or 'newest')
-        run = create_run(run_id or 'auto')
-        if done := read_json(run.path / 'run.json')['stages']:
-            left = [name for name in self.names if name not in map(stage_name, done)]
-            way = f'{self.way_on(run, left[0])}\n' if left else 'go on with --from STAGE, '
-            raise SettingError(f'run {run.id} exists: {way}or choose another --run-id')
-        return run
-
 # %% ../nbs/cli.ipynb #a0f10050
-def _carry_out(asked: _Asked, run: Run) -> tuple[str, str] | None:
+def _carry_out(asked: Asked, run: Run) -> tuple[str, str] | None:
     "Run the stages; the one that failed and its error. Whoever is cut short learns how to go on."
     try:
         return run_chain(plan(asked.profile, asked.names, asked.given, run.id), run)
@@ -141,7 +109,7 @@ def run_command(
     """
     names, given = chain(profile, first, last), named_values(param)
     plan(profile, names, given, 'checked before a run is made')
-    asked = _Asked(profile, names, last, given)
+    asked = Asked(profile, names, last, given)
     run = asked.open(run_id, resume=first is not None)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     typer.echo(f'run {run.id}, profile {profile}')

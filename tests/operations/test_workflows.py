@@ -108,7 +108,7 @@ def world(server, tmp_path_factory):
 @pytest.fixture(scope='module')
 def trained(world):
     "The first week: trained, judged, approved, activated."
-    return world.run('train', profile='ci', parameters='epochs=2 hidden=8 start=random')
+    return world.run('train', profile='ci', parameters='epochs=2 hidden=8 start=random warmup=1')
 
 
 def test_a_week_ends_with_an_active_model_and_its_embeddings(world, trained):

@@ -18,7 +18,7 @@ from stores import Bucket
 import twotower
 from twotower.base.errors import GateError, OutsideError
 from twotower.base.files import read_json, write_json
-from twotower.publish import perform
+from twotower.publish import perform, prune_in_passing
 from twotower.runs.run import MODEL_FILES, ONNX, PT
 from twotower.store.contract import ExistsError
 from twotower.store.models import activate, fetch, rollback, upload
@@ -324,7 +324,7 @@ def killed_after(n: int, work: Callable[[], object]) -> bool:
 
 WORK = {
     'upload': lambda store, run: upload(store, run),
-    'weekly': lambda store, run: perform(store, 'publish', run, Path('unused'), keep=1, prune_after=True),
+    'weekly': lambda store, run: (perform(store, 'publish', run, Path('unused')), prune_in_passing(store, 1)),
     'activate': lambda store, run: activate(store, run.id),
     'rollback': lambda store, run: rollback(store, 'b'),
     'prune': lambda store, run: prune(store, keep=1),

@@ -8,6 +8,7 @@ __all__ = ['TwotowerError', 'InputError', 'SettingError', 'OutsideError', 'GateE
 
 # %% ../../nbs/base/errors.ipynb #a0258093
 import errno
+import os
 import re
 import shutil
 import tempfile
@@ -40,7 +41,7 @@ def room(
 ) -> str:  # such as `/data has 3 MB free`
     "How much room there is where a path lies."
     place = Path(path).absolute()
-    folder = next(one for one in [place, *place.parents] if one.is_dir())
+    folder = next(one for one in [place, *place.parents] if os.path.isdir(one))  # also of a name that is too long
     return f'{folder} has {shutil.disk_usage(folder).free / 1e6:,.0f} MB free'
 
 

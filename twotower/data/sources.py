@@ -332,9 +332,11 @@ def take_decisions(
 ) -> dict:  # rows_in, rows_valid, invalid (count by reason)
     "Make the source `database` of the decisions in the database."
     con.register('decided', decisions)
-    scan = (
-        '(SELECT user_id, video_id AS item_id, decision_type, CAST(created_at AS VARCHAR) AS created_at FROM decided)'
+    when = (
+        "created_at >= TIMESTAMPTZ '1900-01-01 00:00:00+00' AND created_at < date_trunc('day', now()) + INTERVAL 2 DAY"
     )
+    time = f'CAST(CASE WHEN {when} THEN created_at END AS VARCHAR) AS created_at'
+    scan = f'(SELECT user_id, video_id AS item_id, decision_type, {time} FROM decided)'
     found = {'user_id': 'user_id', 'product_url': 'item_id', 'label': 'decision_type', 'created_at': 'created_at'}
     return take_rows(con, scan, DECISIONS, found, 'database')
 

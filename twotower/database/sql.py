@@ -6,6 +6,7 @@
 __all__ = ['named', 'full_name', 'advisory_lock', 'build', 'copy_in', 'copy_out']
 
 # %% ../../nbs/database/sql.ipynb #3dad6efb
+import codecs
 import re
 import sys
 
@@ -135,11 +136,12 @@ def copy_out(
 ) -> pa.Table:  # of this schema
     "The rows of a query as columns."
     sink = pa.BufferOutputStream()
+    sink.write(codecs.BOM_UTF8)  # the reader leaves one out, which must not be the first sign of a text
     with conn.cursor() as cursor, cursor.copy(f'COPY ({query}) TO STDOUT (FORMAT csv)', values) as copy:
         for row in copy:
             sink.write(row)
     content = sink.getvalue()
-    if not content.size:
+    if content.size == len(codecs.BOM_UTF8):
         return schema.empty_table()
     return csv.read_csv(
         content,

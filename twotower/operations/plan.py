@@ -84,9 +84,10 @@ def check_files(
     profile: str,  # a folder in params/
 ) -> None:
     "Refuse a file of a profile that is of no stage, and a number of runs to keep that is none."
-    runs_to_keep(profile)
     for path in sorted(project_file(f'params/{profile}').glob('*.yaml')):
-        if path.stem != 'chain':
+        if path.stem == 'chain':
+            runs_to_keep(profile)
+        else:
             try:
                 project_file(f'nbs/{stage_name(path.stem)}.ipynb')
             except SettingError:
