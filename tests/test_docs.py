@@ -123,8 +123,7 @@ def test_a_browser_finds_functions_and_parameters_from_a_file(site, browser):
     page.on('request', lambda request: asked.append(urlsplit(request.url).scheme))
     for word, expected in {'min_stars': 'prep', 'history_dropout': 'train', 'top_k': 'metrics'}.items():
         page.goto(f'file://{site}/search.html?q={word}')
-        page.wait_for_selector('#search-results li a')
-        assert page.locator('#search-results li a', has_text=expected).count(), word
+        page.locator('#search-results li a', has_text=expected).first.wait_for()  # the list grows while one looks
     page.goto(f'file://{site}/README.html')
     assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')  # a phone shows it all
     assert page.evaluate('getComputedStyle(document.body).backgroundColor') != 'rgb(255, 255, 255)'

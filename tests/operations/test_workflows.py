@@ -167,7 +167,7 @@ def test_the_next_day_fetches_and_finds_nothing_new(world, trained):
 )
 def test_a_failing_gate_stops_the_week(world, trained):
     before, told = world.store.list(''), len(world.chat.messages)
-    jobs = world.run('train', profile='ci', parameters='epochs=1 hidden=0 start=random min_recall=0.99')
+    jobs = world.run('train', profile='ci', parameters='epochs=1 hidden=0 start=random warmup=0 min_recall=0.99')
     results = {name: job.result for name, job in jobs.items()}
     expected = {
         'train': 'failure',
