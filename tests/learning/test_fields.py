@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from test_prep import CONFIG, FILES, HEAD, MASTER, reviews
@@ -99,6 +100,39 @@ def test_a_file_that_can_not_be_meant_is_refused(prepare, text, said):
     with pytest.raises(InputError) as error:
         prepare(reviews(), text)
     assert said in str(error.value)
+
+
+def test_columns_that_say_nothing_are_named_and_left_out(prepare):
+    folder = prepare(reviews(), 'user_id,mail,shop\n' + ''.join(f'u{u},{u}@x,here\n' for u in range(20)))
+    said = read_json(folder / SUMMARY)['user_fields']
+    assert said['columns'] == {
+        'mail': 'left out: every user has another value', 'shop': 'left out: every value is the same',
+    }  # fmt: skip
+    assert said['users'] == 20
+    plain = load_prepared(prepare(reviews()), TrainSettings()).encoding
+    assert load_prepared(folder, TrainSettings()).encoding == plain
+
+
+FORMS = {
+    'users.json': '[{"user_id": "u1", "land": "jp", "n": 1.5}, {"user_id": "u2", "land": null, "n": 2}]',
+    'users.jsonl': '{"user_id": "u1", "land": "jp", "n": 1.5}\n{"user_id": "u2", "n": 2}\n',
+    'users.tsv': 'User-ID\tland\tn\nu2\tNaN\t2\nu1\tjp\t1.5\n',
+    'users.parquet': pa.table({'user_id': ['u1', 'u2'], 'land': ['jp', None], 'n': [1.5, 2]}),
+}
+
+
+@pytest.mark.parametrize('name', FORMS)
+def test_users_come_in_every_form_that_reviews_come_in(prepare, home, name):
+    if name.endswith('parquet'):
+        pq.write_table(FORMS[name], home / name)
+    else:
+        (home / name).write_text(FORMS[name])
+    folder = prepare(reviews(), user_fields=name)
+    users = {row['user_id']: row for row in read_users(folder).to_pylist()}
+    assert [users[u]['own:n'] for u in ('u1', 'u2', 'u3')] == [1.5, 2, None]
+    found = read_json(folder / SUMMARY)['user_fields']
+    assert found['columns'] == {'land': 'left out: every value is the same', 'n': 'a number from 1.5 to 2'}
+    assert (found['users'], found['users_without']) == (2, 18)
 
 
 def test_a_value_of_one_user_is_not_in_the_model(prepare):

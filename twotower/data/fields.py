@@ -134,9 +134,9 @@ def write_fields(
         raise InputError(
             f'user_fields knows none of the {len(ids):,} users of the opinions: it has {theirs}, they have {ours}. Are these the same ids?'
         )
-    own = table.drop_columns([USER, 'name']).take(places).combine_chunks()
+    own = pa.table({USER: ids} | {name: table[name].take(places) for name in table.column_names[2:]}).combine_chunks()
     with atomic_file(prep / FIELDS) as draft:
-        pq.write_table(own.add_column(0, USER, ids.combine_chunks()), draft, compression='zstd')
+        pq.write_table(own, draft, compression='zstd')
     return said | {'users': known, 'users_without': len(ids) - known, 'rows_unused': len(table) - known}
 
 # %% ../../nbs/data/fields.ipynb #bfa2f8db

@@ -22,8 +22,8 @@ def words_of(
     tuple[Rows, Tensor, Tensor] | None
 ):  # words of each item as user features; of each user feature its list, 0 for none, and its place in the alphabet, int64 (d_user,); None: there are no lists
     "What the favourite words of users are made of."
-    words = (s for s in encoding['user']['segments'] if s.get('vocabulary', 'video') != 'video')
-    lists = [s for s in words if not s['name'].startswith(FIELD)]
+    told = (s for s in encoding['user']['segments'] if not s['name'].startswith(FIELD))
+    lists = [s for s in told if s.get('vocabulary', 'video') != 'video']
     sources = {s['vocabulary']: s for s in encoding['item']['segments'] if s.get('vocabulary')}
     if not lists:
         return None
