@@ -15,6 +15,7 @@ from .base.files import atomic_folder, write_json
 from .base.inputs import keep_inputs
 from .base.tables import INTERACTIONS, ITEM_FEATURES, USER_FEATURES
 from .data.describe import end_of, interactions, item_features, number_words, user_features, write_parts
+from .data.fields import field_files, read_fields, write_fields
 from .data.gates import check_input
 from .data.match import number_videos, unmatched_videos, write_unmatched
 from .data.meaning import with_limits
@@ -56,6 +57,7 @@ def save_prep(
     heard: pa.Table,  # from `prepare`
     newest: int | None,  # from `prepare`
     max_history: int = 1000,  # the newest opinions of each kind in a user's features; 0: all
+    fields: tuple[pa.Table, dict] | None = None,  # of `read_fields`
 ) -> None:
     "Write the four tables, the videos that are not in the master, and summary.json."
     parts, words, end = list(user_ranges(con, 'opinions')), number_words(con), end_of(newest)
@@ -64,6 +66,8 @@ def save_prep(
     write_parts(folder / ITEMS, [item_features(con, heard)], ITEM_FEATURES)
     users = (user_features(con, words, part, max_history, now=end) for part in parts)
     write_parts(folder / USERS, users, USER_FEATURES)
+    if fields:
+        summary['user_fields'] = write_fields(folder, fields)
     summary['unmatched_videos'] = write_unmatched(folder, con.table('unmatched').to_arrow_table())
     write_json(folder / SUMMARY, summary)
 
@@ -83,10 +87,11 @@ def prepare_files(
             name: read_source(con, files, columns, name, config.max_invalid_share)
             for name, (files, columns) in sources.items()
         }
+        fields = read_fields(con, config)
         if decisions is not None and len(decisions):
             counts['database'] = take_decisions(con, decisions)
         found = prepare(con, videos, counts, config, profiles, last)
-        save_prep(con, draft, *found, config.max_history)
+        save_prep(con, draft, *found, config.max_history, fields)
         if config.snapshot_inputs:
-            keep_inputs(draft, [path for files, _ in sources.values() for path in files])
+            keep_inputs(draft, [path for files, _ in sources.values() for path in files] + field_files(config))
     return found[0]

@@ -173,6 +173,32 @@ def test_vectors_are_the_same_number_by_number(node, exported):
         np.testing.assert_allclose(np.reshape(theirs, ours.shape), ours, atol=1e-6)
 
 
+def test_what_a_shop_says_of_its_users_gives_the_same_numbers(node):
+    countries, ages = (
+        ['日本', 'constructor', '日本', None, 'constructor'] * 2,
+        [18, None, 31.5, 44, -7, 1e9, 0, 18, 65, 20],
+    )
+    table = typed(USERS, USER_FEATURES)
+    table = table.append_column('own:国', [pa.array(countries)]).append_column(
+        'own:age', [pa.array(ages, pa.float64())]
+    )
+    encoding = fit_encoding(typed(ITEMS, ITEM_FEATURES), table)
+    assert [s['name'] for s in encoding['user']['segments'][-2:]] == ['own:国', 'own:age']
+    asked = [(countries[i], ages[i]) for i in range(10)] + [('__proto__', 31.49), ('日本', None), (None, None)]
+    rows = [
+        {'user_id': 'u'} | {n: x for n, x in zip(('own:国', 'own:age'), pair, strict=True) if x is not None}
+        for pair in asked
+    ]
+    words, numbers = (list(x) for x in zip(*asked, strict=True))
+    given = pa.table({'user_id': ['u'] * 13, 'own:国': words, 'own:age': pa.array(numbers, pa.float64())})
+    ours, report = encode(encoding, 'user', given)
+    theirs = ask(node, 't.encode(meta, "user", rows)', meta={'encoding': encoding}, rows=rows)
+    assert list(theirs['vectors']['data'].values()) == ours.toarray().ravel().tolist()
+    assert theirs['report']['unknownWords'] == report['unknown_words'] == {'own:国': 1}
+    words_and_bins = [int(n) for n in ours.toarray().sum(1)]
+    assert words_and_bins == [2, 1, 2, 1, 2, 2, 2, 2, 1, 2, 1, 1, 0]
+
+
 def test_the_second_graph_says_what_the_first_one_says(node, exported):
     program = f"""
         import {{ InferenceSession }} from 'onnxruntime-node';

@@ -36,6 +36,7 @@ from twotower.base.files import read_json
 from twotower.base.settings import PACKAGE
 from twotower.base.tables import DECISIONS, USER, VIDEO, WEIGHTED, as_uuid, embeddings_schema, read_table
 from twotower.data import on_ray
+from twotower.data.fields import read_users
 from twotower.data.on_ray import prepare_on_cluster
 from twotower.database.videos import save_videos
 from twotower.embedding import encoder
@@ -260,6 +261,18 @@ def test_explicit_labels_and_rows_that_are_counted(both, home):
     counts = read_json(folder / SUMMARY)['sources']['explicit']
     assert (counts['rows_in'], sum(counts['invalid'].values()), counts['unmatched'], counts['skipped']) == (87, 4, 1, 1)
     assert [path.name for path in sorted((folder / 'inputs').iterdir())] == ['0.csv', '1.csv']
+
+
+def test_what_a_shop_says_of_its_users_is_laid_beside_them(both, home):
+    (home / 'reviews.csv').write_text(HEAD + ''.join(reviews()))
+    rows = ''.join(f'u{u},{["jp", "us", ""][u % 3]},{u / 4}\n' for u in range(4, 24))
+    (home / 'users.csv').write_text('user_id,country,spent\n' + rows)
+    folder = both(input='reviews.csv', user_fields='users.csv', parts=5, snapshot_inputs=True)
+    users, local = read_users(folder), read_users(home / folder.name.replace('ray', 'local'))
+    assert users.equals(local)
+    row = next(r for r in users.to_pylist() if r['user_id'] == 'u10')
+    assert (row['own:country'], row['own:spent']) == ('us', 2.5)
+    assert sorted(path.name for path in (folder / 'inputs').iterdir()) == ['reviews.csv', 'users.csv']
 
 
 def test_what_is_refused_is_refused_in_the_same_words(home, machines):

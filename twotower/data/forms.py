@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['HEAD', 'LINE', 'SEPARATORS', 'Form', 'is_parquet', 'kind_of_file', 'encoding_of', 'find_form', 'records',
-           'choose_separator']
+           'plain_name', 'choose_separator']
 
 # %% ../../nbs/data/forms.ipynb #95308b1a
 import codecs
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,13 @@ def records(
     return [(line, [field.strip() for field in fields]) for line, fields in pairs[form.skip :] if fields]
 
 
+def plain_name(
+    name: str,  # of a column
+) -> str:
+    "A name as people compare it."
+    return unicodedata.normalize('NFKC', name).casefold().strip().replace(' ', '_').replace('-', '_')
+
+
 def choose_separator(
     form: Form,  # of a CSV file
     wanted: Iterable[str],  # names that the header may have
@@ -157,12 +165,12 @@ def choose_separator(
     "The sign between the columns of a file."
     if form.skip:
         return form.separator
-    wanted = {name.casefold() for name in wanted}
+    wanted = {plain_name(name) for name in wanted}
 
     def score(separator: str) -> int:
         rows = [fields for _, fields in records(form, separator)]
         if columns:
             return len({len(row) for row in rows}) == 1 and len(rows[0]) >= max(columns, 2)
-        return len(wanted & {name.casefold() for name in rows[0]}) if rows else 0
+        return len(wanted & {plain_name(name) for name in rows[0]}) if rows else 0
 
     return max(SEPARATORS, key=score)  # the first of equals

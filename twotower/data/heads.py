@@ -7,7 +7,6 @@ __all__ = ['NO_DATES', 'Head', 'quoted', 'read_csv_sql', 'scan_of', 'read_head',
 
 # %% ../../nbs/data/heads.ipynb #f7acae82
 import re
-import unicodedata
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from ..base.errors import InputError
 from ..base.inputs import let_duckdb_read, open_input
 from ..base.words import excerpt
 from .columns import Column
-from .forms import SEPARATORS, Form, choose_separator, find_form, records
+from .forms import SEPARATORS, Form, choose_separator, find_form, plain_name, records
 
 # %% ../../nbs/data/heads.ipynb #3b879474
 @dataclass(frozen=True)
@@ -165,15 +164,10 @@ def scan_of(
     return f'(SELECT {", ".join(texts)} FROM {source})'
 
 # %% ../../nbs/data/heads.ipynb #4c1b2ca0
-def _plain(name: str) -> str:
-    "A name as people compare it."
-    return unicodedata.normalize('NFKC', name).casefold().strip().replace(' ', '_').replace('-', '_')
-
-
 def _by_meaning(path: str, column: Column, names: list[str]) -> str | None:
     "The only name that means a column, if there is one."
-    meant = {_plain(name) for name in (*column.names, *column.also)}
-    close = [name for name in names if _plain(name) in meant]
+    meant = {plain_name(name) for name in (*column.names, *column.also)}
+    close = [name for name in names if plain_name(name) in meant]
     if len(close) > 1 and not column.optional:
         raise InputError(
             f'{path} line 1: {" and ".join(close)} may both be {column.name}: say which it is with columns, such as "{close[0]}={column.name}"'

@@ -24,6 +24,7 @@ from ..base.inputs import keep_inputs
 from ..base.tables import INTERACTIONS, ITEM_FEATURES, USER_FEATURES, as_uuid
 from .heads import read_head
 from .describe import end_of, interactions, item_features, number_words, user_features, write_parts
+from .fields import field_files, read_fields, write_fields
 from .gates import check_input
 from .match import number_videos, unmatched_videos, write_unmatched
 from .meaning import star_texts, stars_of, with_limits
@@ -316,6 +317,7 @@ def prepare_on_cluster(
     sources, decisions = source_files(config), decisions if decisions is not None and len(decisions) else None
     heads = {name: [read_head(path, columns) for path in files] for name, (files, columns) in sources.items()}
     with cluster() as ray, _room(config) as con, atomic_folder(folder) as draft, plain_errors():
+        fields = read_fields(con, config)
         shared = tuple(ray.put(table) for table in _catalogue(con, videos))
         blocks = {name: read_blocks(files, columns, config) for name, (files, columns) in sources.items()}
         plan = {'config': config, 'sources': [(name, sources[name][1], len(mine)) for name, mine in blocks.items()]}
@@ -333,9 +335,11 @@ def prepare_on_cluster(
         known = _written(ray, draft, states, shared, _cut(ray, con, first, states, shared[0], config), config)
         write_parts(draft / ITEMS, [item_features(con, known['heard'])], ITEM_FEATURES)
         summary = summarize(accounts, first['opinions'], known, len(videos), config)
+        if fields:
+            summary['user_fields'] = write_fields(draft, fields)
         lost = [found['lost'] for found in first['opinions']['sources'].values()]
         summary['unmatched_videos'] = write_unmatched(draft, unmatched_videos(lost, videos))
         write_json(draft / SUMMARY, summary)
         if config.snapshot_inputs:
-            keep_inputs(draft, [path for files, _ in sources.values() for path in files])
+            keep_inputs(draft, [path for files, _ in sources.values() for path in files] + field_files(config))
     return summary

@@ -16,8 +16,9 @@ from scipy import sparse
 from ..base.errors import InputError
 from ..base.files import read_json
 from twotower.base.tables import (
-    ITEM_FEATURES, USER, USER_FEATURES, VIDEO, read_embeddings, read_table, read_tastes,
+    ITEM_FEATURES, USER, VIDEO, read_embeddings, read_table, read_tastes,
 )  # fmt: skip
+from ..data.fields import read_users
 from .scores import finite_or_none
 from ..model.export import onnx_embed, onnx_session, open_embedder
 from ..model.features import encode
@@ -119,11 +120,11 @@ def parity(
 ) -> dict:  # max_cosine_distance, max_l2, max_norm_error, not_finite, mean_cosine(_users), max_taste_l2 if there are tastes, and `forms`: the same by side and form; None: unknown
     "Compare torch, ONNX and the embeddings files on every row."
     worst, alike, carried = {}, {}, engine.carry(model, (PT, META, ONNX, SPARSE_ONNX))
-    for side, key, features, schema, name in [
-        ('user', USER, USERS, USER_FEATURES, USER_EMBEDDINGS),
-        ('item', VIDEO, ITEMS, ITEM_FEATURES, VIDEO_EMBEDDINGS),
+    for side, key, features, name in [
+        ('user', USER, USERS, USER_EMBEDDINGS),
+        ('item', VIDEO, ITEMS, VIDEO_EMBEDDINGS),
     ]:
-        columns = read_table(prep / features, schema)
+        columns = read_users(prep) if side == 'user' else read_table(prep / features, ITEM_FEATURES)
         ids, stored = read_embeddings(model / name, key)
         if not ids.equals(columns[key].combine_chunks()):
             raise InputError(f'{model / name} is not about the rows of {prep / features}: train again, in a new run')

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.tables import FIELD
 from .targets import thin
 from ..model.sparse_rows import Rows, owners, take
 
@@ -21,7 +22,8 @@ def words_of(
     tuple[Rows, Tensor, Tensor] | None
 ):  # words of each item as user features; of each user feature its list, 0 for none, and its place in the alphabet, int64 (d_user,); None: there are no lists
     "What the favourite words of users are made of."
-    lists = [s for s in encoding['user']['segments'] if s.get('vocabulary', 'video') != 'video']
+    told = (s for s in encoding['user']['segments'] if not s['name'].startswith(FIELD))
+    lists = [s for s in told if s.get('vocabulary', 'video') != 'video']
     sources = {s['vocabulary']: s for s in encoding['item']['segments'] if s.get('vocabulary')}
     if not lists:
         return None

@@ -23,17 +23,17 @@ from twotower.base.tables import (
     KIND,
     PSEUDO,
     USER,
-    USER_FEATURES,
     VIDEO,
     WEIGHTED,
     opinion_matrix,
     read_table,
 )
+from ..data.fields import read_users
 from .profile import words_of
 from .targets import target_weights
 from ..model.features import encode, fit_encoding
 from ..model.sparse_rows import Rows, take, to_rows
-from ..runs.run import ITEMS, TRAIN, USERS
+from ..runs.run import ITEMS, TRAIN
 from ..runs.settings import TrainSettings
 
 # %% ../../nbs/learning/training_set.ipynb #37cf24b4
@@ -189,7 +189,7 @@ def load_prepared(
     config: TrainSettings,  # star_weight, seen_weight, dislike_weight, repeat_weight and which features to use
 ) -> Prepared:  # features and labels of the training part
     "Read a prepared run and fit the features."
-    users, items = read_table(folder / USERS, USER_FEATURES), read_table(folder / ITEMS, ITEM_FEATURES)
+    users, items = read_users(folder), read_table(folder / ITEMS, ITEM_FEATURES)
     train = read_table(folder / TRAIN, WEIGHTED)
     encoding = fit_encoding(
         items,

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PT', 'ONNX', 'META', 'USER_EMBEDDINGS', 'VIDEO_EMBEDDINGS', 'FIRST_FILES', 'SPARSE_ONNX', 'MODEL_FILES', 'TRAIN',
-           'VAL', 'ITEMS', 'USERS', 'SUMMARY', 'EPOCHS', 'FORMER_STAGES', 'Run', 'names_by_time', 'create_run',
-           'all_runs', 'find_run', 'machine_facts', 'hashes', 'record', 'begin', 'stage_name', 'files_of', 'blessed',
-           'point_stable']
+           'VAL', 'ITEMS', 'USERS', 'SUMMARY', 'FIELDS', 'EPOCHS', 'FORMER_STAGES', 'Run', 'names_by_time',
+           'create_run', 'all_runs', 'find_run', 'machine_facts', 'hashes', 'record', 'begin', 'stage_name', 'files_of',
+           'blessed', 'point_stable']
 
 # %% ../../nbs/runs/run.ipynb #f9a9c831
 import importlib.metadata
@@ -36,6 +36,7 @@ SPARSE_ONNX = 'two_tower_latest.sparse.onnx'
 MODEL_FILES = (*FIRST_FILES, SPARSE_ONNX)
 TRAIN, VAL = 'interactions_train.parquet', 'interactions_val.parquet'
 ITEMS, USERS, SUMMARY = 'item_features.parquet', 'user_features.parquet', 'summary.json'
+FIELDS = 'user_fields.parquet'  # what the shop itself says of users, if it says anything
 EPOCHS = 'epochs.jsonl'  # what each epoch of a training was worth, a line each
 
 # %% ../../nbs/runs/run.ipynb #d340de61

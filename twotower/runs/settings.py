@@ -31,6 +31,9 @@ class ReadSettings(Settings):
     )
     time_unit: Literal['text', 's', 'ms'] = parameter('text', 'dates of the input: texts, or s or ms since 1970')
     decisions_csv: str = parameter('', 'the same for decisions that win over the input; empty: none')
+    user_fields: str = parameter(
+        '', 'the same for what is known of users: a row each, with their id and any other columns; empty: nothing'
+    )
     use_decisions: bool = parameter(False, 'also the decisions in the database, which win over all files')
     db_url: str = parameter('', "database to read from, without its password (PGPASSWORD); empty: the environment's")
     time_zone: str = parameter('UTC', 'zone of dates that carry none')
