@@ -32,7 +32,7 @@ class ReadSettings(Settings):
     time_unit: Literal['text', 's', 'ms'] = parameter('text', 'dates of the input: texts, or s or ms since 1970')
     decisions_csv: str = parameter('', 'the same for decisions that win over the input; empty: none')
     user_fields: str = parameter(
-        '', 'the same for what is known of users: a row each, with their id and any other columns; empty: nothing'
+        '', 'the same for what is known of users: a row each, an id and any columns; empty: nothing'
     )
     use_decisions: bool = parameter(False, 'also the decisions in the database, which win over all files')
     db_url: str = parameter('', "database to read from, without its password (PGPASSWORD); empty: the environment's")
@@ -50,7 +50,7 @@ class PrepSettings(ReadSettings):
     use_weights: bool = parameter(False, 'does the column weight (plays, purchases) say how much a row counts?')
     keep: Literal['newest', 'most'] = parameter('newest', 'of several rows about a video: the newest, or the one that says most, with all that say the same as its weight')
     stars_scale: str = parameter('0.5..5', 'lowest and highest stars, such as 1..10 or -10..10; auto: what the file holds')
-    stars_limits: Literal['given', 'found'] = parameter('given', 'given: min_stars and max_negative_stars; found: the upper and the lower quarter of the scale')
+    stars_limits: Literal['given', 'found'] = parameter('given', 'given: min_stars and max_negative_stars; found: the outer quarters of the scale')
     min_stars: float = parameter(4.0, 'from here on a review is a like')
     max_negative_stars: float = parameter(2.0, 'up to here it is a dislike; below the scale, such as 0: no dislikes')
     neg_per_pos: int = parameter(3, 'pseudo-negatives for each like; in explicit mode only for users without dislikes', ge=0)
@@ -60,7 +60,7 @@ class PrepSettings(ReadSettings):
     min_join_rate: float = parameter(0.05, 'refuse an input of which a smaller share of the rows finds its video', ge=0, le=1)
     max_undated: float = parameter(1.0, 'refuse an input of which a larger share of the opinions has no date', ge=0, le=1)
     max_one_kind: float = parameter(1.0, 'refuse an input of which a larger share of the opinions is of one kind', ge=0, le=1)
-    max_fall_rows: float = parameter(1.0, 'refuse an input with fewer rows than that of the last run that passed, by more than this share', ge=0, le=1)
+    max_fall_rows: float = parameter(1.0, 'refuse an input whose rows fell by more than this since the last good run', ge=0, le=1)
     max_fall_users: float = parameter(1.0, 'the same for users', ge=0, le=1)
     same_input: Literal['accept', 'refuse'] = parameter('accept', 'the very files of the last run that passed: accept, or refuse')
     snapshot_inputs: bool = parameter(False, 'copy the input files into the run')
@@ -86,7 +86,7 @@ class TargetSettings(Settings):
     star_weight: float = parameter(0.3, 'a like of five stars weighs 1 plus this; one of the fewest stars weighs 1', ge=0)
     seen_weight: float = parameter(0.25, 'weight of a video that was seen, neither liked nor disliked, as a target', ge=0, le=1)
     dislike_weight: float = parameter(0.0, 'weight of a disliked video as a target', ge=0, le=1)
-    repeat_weight: float = parameter(0.3, 'an opinion of weight 2 (plays, purchases) counts 1 plus this, of weight 4 1 plus twice this', ge=0)
+    repeat_weight: float = parameter(0.3, 'a weight of 2 (plays, purchases) counts 1 plus this, one of 4 twice this more', ge=0)
     history_dropout: float = parameter(0.3, 'share of each history hidden in a batch', ge=0, le=1)
     profile_dropout: float = parameter(0.5, 'share of the users whose features beside the history are hidden in a batch', ge=0, le=1)
     id_dropout: float = parameter(0.3, 'share of the videos whose own id and popularity are hidden in a batch', ge=0, le=1)
