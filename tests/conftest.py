@@ -44,6 +44,12 @@ def pytest_configure(config):
         config.option.basetemp.parent.chmod(0o711)
 
 
+def pytest_collection_modifyitems(items):
+    items.sort(
+        key=lambda item: item.get_closest_marker('ray') is None
+    )  # the longest first, so that no process waits for one at the end
+
+
 def pytest_sessionfinish(session, exitstatus):
     place = Path(session.config.option.basetemp or '')
     if exitstatus == 0 and place.name == 'all' and place.parent.name.startswith('twotower-tests-'):
