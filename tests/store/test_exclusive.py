@@ -68,22 +68,22 @@ def _activate_in_turn(place, runs: list[str], barrier) -> None:
         activate(store, run_id, allow_older=True)
 
 
-@pytest.mark.fault('four publishers activate eight times each, at once', sees='nothing: 32 activations, 32 records')
+@pytest.mark.fault('eight publishers activate twenty times each, at once', sees='nothing: 160 activations, 160 records')
 def test_as_many_activations_as_records(place, toy_run):
-    runs = [[f'r{number}a', f'r{number}b'] * 4 for number in range(4)]
+    runs = [[f'r{number}a', f'r{number}b'] * 10 for number in range(8)]
     for number, names in enumerate(runs):
         for second, run_id in enumerate(names[:2]):
             upload(place.open(), toy_run(run_id, 1 + 2 * number + second))
     fork = multiprocessing.get_context('fork')
-    barrier = fork.Barrier(4)
+    barrier = fork.Barrier(8)
     processes = [fork.Process(target=_activate_in_turn, args=(place, names, barrier)) for names in runs]
     for process in processes:
         process.start()
     for process in processes:
         process.join(300)
-    assert [p.exitcode for p in processes] == [0] * 4
-    history = activations(place.open(), 100)
-    assert [a['seq'] for a in history] == list(range(32, 0, -1))
+    assert [p.exitcode for p in processes] == [0] * 8
+    history = activations(place.open(), 200)
+    assert [a['seq'] for a in history] == list(range(160, 0, -1))
     assert sorted(a['run_id'] for a in history) == sorted(name for names in runs for name in names)
 
 

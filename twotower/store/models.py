@@ -6,6 +6,8 @@
 __all__ = ['CURRENT', 'SEEN', 'upload', 'mirror', 'activate', 'rollback', 'fetch', 'adopt']
 
 # %% ../../nbs/store/models.ipynb #8c7fc3f8
+import random
+import time
 import os
 import re
 import shutil
@@ -119,7 +121,7 @@ def activate(
     with ScratchFolder() as scratch:
         manifest, found = download_run(store, run_id, Path(scratch), expected)
         created = datetime.fromisoformat(manifest['created_at'])
-        for _ in range(20):
+        for tries in range(200):
             now = active(store)
             if now and now['run_id'] == run_id:
                 break
@@ -135,10 +137,10 @@ def activate(
                 _confirm(store, made, now)
                 break
             except ExistsError:
-                continue
+                time.sleep(random.uniform(0, 0.01 * min(tries, 20)))  # so that nobody is always the slower one
         else:
             raise OutsideError(
-                f'run {run_id} was not activated: other publishers were faster 20 times in a row; try again'
+                f'run {run_id} was not activated: other publishers were faster 200 times in a row; try again'
             )
     return mirror(store)
 
