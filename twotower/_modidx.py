@@ -1244,6 +1244,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'twotower/operations/execute.py'),
                                              'twotower.operations.execute._Clock.__init__': ( 'operations/execute.html#_clock.__init__',
                                                                                               'twotower/operations/execute.py'),
+                                             'twotower.operations.execute._Clock._tell_rows': ( 'operations/execute.html#_clock._tell_rows',
+                                                                                                'twotower/operations/execute.py'),
                                              'twotower.operations.execute._Clock.end': ( 'operations/execute.html#_clock.end',
                                                                                          'twotower/operations/execute.py'),
                                              'twotower.operations.execute._Clock.line': ( 'operations/execute.html#_clock.line',

@@ -260,3 +260,4 @@ def test_the_profile_of_the_week_says_how_many_stay(home):
     (home / 'params' / 'mine' / 'chain.yaml').write_text('stages: 01_prep\nkeep: none\n')
     with pytest.raises(SettingError, match=r"chain\.yaml: keep is 'none', must be a whole number, 1 or more"):
         runs_to_keep('mine')
+    assert (runs_to_keep('weekly'), runs_to_keep('demo')) == (10, None)

@@ -185,7 +185,7 @@ def open_plain(
         try:
             yield io.BufferedReader(pa.CompressedInputStream(file, packing)) if packing else file
         except (pa.ArrowInvalid, OSError) as error:
-            if not packing:
+            if not packing or getattr(error, 'errno', None):  # the disk's own word, or of whoever reads
                 raise
             raise InputError(f'{path} can not be unpacked: {error}') from error
 

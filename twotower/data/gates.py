@@ -6,6 +6,7 @@
 __all__ = ['SOURCE', 'input_facts', 'last_input', 'check_new', 'input_reasons', 'check_input']
 
 # %% ../../nbs/data/gates.ipynb #82d4df9e
+import math
 from pathlib import Path
 
 from ..base.errors import InputError
@@ -70,7 +71,7 @@ def _fallen(what: str, name: str, now: int, last: dict, limit: float) -> str:
         return ''
     return (
         f'{what} fell by {1 - now / before:.1%}, from {before:,} in run {last["run_id"]} to {now:,}, and {name} is {limit:g}: '
-        f'has the export broken off? Export again, or set {name} to at least {1 - now / before:.2f}'
+        f'has the export broken off? Export again, or set {name} to at least {math.ceil(100 * (1 - now / before)) / 100:.2f}'
     )
 
 # %% ../../nbs/data/gates.ipynb #2eeee643
@@ -93,8 +94,8 @@ def input_reasons(
     most = max(kinds, key=kinds.get)
     first = next((address for counts in sources.values() for address in counts['unmatched_urls']), '')
     checks = [
-        (joined < config.min_join_rate, f'only {joined:.1%} of the rows found their video ({valid - unmatched:,} of {valid:,}), and min_join_rate is {config.min_join_rate:g}: compare an address such as {first} with product_url and content_id in the table of videos, take the missing videos in, or set min_join_rate to at most {joined:.3f}'),
-        (facts['timeless'] / n > config.max_undated, f'{facts["timeless"] / n:.1%} of the opinions have no date, and max_undated is {config.max_undated:g}: has the column of dates another name? Add it, or set max_undated to at least {facts["timeless"] / n:.3f}'),
+        (joined < config.min_join_rate, f'only {joined:.1%} of the rows found their video ({valid - unmatched:,} of {valid:,}), and min_join_rate is {config.min_join_rate:g}: compare an address such as {first} with product_url and content_id in the table of videos, take the missing videos in, or set min_join_rate to at most {math.floor(1000 * joined) / 1000:.3f}'),
+        (facts['timeless'] / n > config.max_undated, f'{facts["timeless"] / n:.1%} of the opinions have no date, and max_undated is {config.max_undated:g}: has the column of dates another name? Add it, or set max_undated to at least {math.ceil(1000 * facts["timeless"] / n) / 1000:.3f}'),
         (kinds[most] / n > config.max_one_kind, f'{kinds[most] / n:.1%} of the opinions are {most}, and max_one_kind is {config.max_one_kind:g}: look at the labels, the stars and min_stars, or set max_one_kind to 1'),
     ]  # fmt: skip
     falls = [

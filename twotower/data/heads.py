@@ -271,6 +271,7 @@ def read_head(
     said += ['quotes are part of the texts'] if not form.quotes else []
     said += [f'the encoding is {form.encoding}'] if form.encoding != 'utf-8' else []
     said += [NO_DATES] if 'created_at' in found and not found['created_at'] else []
+    form = replace(form, head='')  # it has been looked at, and many files would hold much
     return Head(path, form, names, found, types, lines, tuple(said))
 
 

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -332,13 +333,12 @@ def take_decisions(
 ) -> dict:  # rows_in, rows_valid, invalid (count by reason)
     "Make the source `database` of the decisions in the database."
     con.register('decided', decisions)
-    when = (
-        "created_at >= TIMESTAMPTZ '1900-01-01 00:00:00+00' AND created_at < date_trunc('day', now()) + INTERVAL 2 DAY"
+    columns = tuple(replace(c, blank='true') if c.name == 'created_at' else c for c in DECISIONS)
+    scan = (
+        '(SELECT user_id, video_id AS item_id, decision_type, CAST(created_at AS VARCHAR) AS created_at FROM decided)'
     )
-    time = f'CAST(CASE WHEN {when} THEN created_at END AS VARCHAR) AS created_at'
-    scan = f'(SELECT user_id, video_id AS item_id, decision_type, {time} FROM decided)'
     found = {'user_id': 'user_id', 'product_url': 'item_id', 'label': 'decision_type', 'created_at': 'created_at'}
-    return take_rows(con, scan, DECISIONS, found, 'database')
+    return take_rows(con, scan, columns, found, 'database')
 
 # %% ../../nbs/data/sources.ipynb #330853ae
 def source_files(

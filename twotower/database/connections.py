@@ -299,7 +299,8 @@ def transaction(
             parts.append(
                 f'in a transaction are {sessions(conn)}: let them end, or SELECT pg_terminate_backend(process)'
             )
-        parts.append(_NEXT.get(error.sqlstate or '') or busy_advice(str(error), parameters))
+        of_rows = isinstance(error, (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError))
+        parts.append(_NEXT.get(error.sqlstate or '') or ('' if of_rows else busy_advice(str(error), parameters)))
         raise OutsideError(f'{place}: {what}: ' + '; '.join(p for p in parts if p)) from error
 
 # %% ../../nbs/database/connections.ipynb #6f01d71f

@@ -16,7 +16,7 @@ from ..base.addresses import taken_apart
 from ..base.errors import OutsideError
 from ..base.tables import VIDEOS
 from .connections import target, transaction
-from .identity import own_id
+from .identity import PAID, own_id
 from .schema import CATALOGUE, check_schema
 from .sql import advisory_lock, copy_in, copy_out, full_name, named
 
@@ -35,17 +35,16 @@ def same_videos(
     videos: pa.Table,  # id, content_id, product_url, weight (the higher, the rather it is kept), no id twice
 ) -> tuple[pa.Table, pa.Table]:  # gone, kept, gone_url, kept_url; the same of groups in which two content ids meet
     "Find the videos that are one, and choose which of them stays."
+    places = pa.array(range(len(videos)), pa.int32())
     with duckdb.connect() as con:
-        con.register('given', videos.append_column('i', pa.array(range(len(videos)), pa.int32())))
+        con.register('given', videos.append_column('i', places))
         con.execute(f"""
             CREATE TABLE apart AS SELECT *, {own_id('content_id')} AS own FROM {taken_apart('given', 'product_url')}
         """)
         edges = con.sql(_EDGES).to_arrow_table()
         i, j = (edges[name].to_numpy() for name in ('i', 'j'))
         _, group = connected_components(coo_matrix((i == i, (i, j)), (len(videos),) * 2), directed=False)
-        con.register(
-            'grouped', pa.table({'i': pa.array(range(len(videos)), pa.int32()), 'g': pa.array(group, pa.int32())})
-        )
+        con.register('grouped', pa.table({'i': places, 'g': pa.array(group, pa.int32())}))
         found = con.sql("""
             SELECT id, product_url, first(id) OVER best AS kept, first(product_url) OVER best AS kept_url,
                 count(own) OVER (PARTITION BY g) > 1 AS unclear
@@ -60,8 +59,8 @@ def same_videos(
 # %% ../../nbs/database/doubles.ipynb #b043b9a4
 _ALL = """
     SELECT id::text, content_id, product_url,
-        (SELECT count(*) FROM public.user_video_decisions WHERE video_id = id)
-        + CASE WHEN EXISTS (SELECT FROM public.video_embeddings WHERE video_id = id) THEN 1000000000000 ELSE 0 END
+        (SELECT count(*) FROM public.user_video_decisions WHERE video_id = videos.id)
+        + CASE WHEN EXISTS (SELECT FROM public.video_embeddings WHERE video_id = videos.id) THEN 1000000000000 ELSE 0 END
     FROM public.videos
     ORDER BY id
 """
@@ -104,7 +103,7 @@ _MOVE = """
     ON CONFLICT DO NOTHING;
     DELETE FROM public.video_performers USING doubles WHERE video_id = gone
 """
-_PAID = r"product_url ~* '^(https?:)?//al\.[^/?#]+/.*[?&]lurl=|[?&/]af_id='"
+_PAID = f"product_url ~* '{PAID}'"
 _DESCRIBE = f"""
     CREATE TEMP TABLE told ON COMMIT DROP AS
     SELECT kept, {', '.join(f'(array_agg({name} ORDER BY gone) FILTER (WHERE {name} IS NOT NULL))[1] AS {name}' for name in _ABOUT)},

@@ -23,7 +23,7 @@ from .loop import checkpoint_name, descend
 from .losses import Batch, pairs_of, shown_items
 from .profile import show
 from .targets import hide
-from .training_set import DISLIKED, LIKED, NEUTRAL_SEEN, TrainingSet
+from .training_set import LIKED, NEUTRAL_SEEN, TrainingSet
 from ..model.shards import first_layer
 from ..model.sparse_rows import owners, take
 from ..model.taste import Taste
@@ -52,7 +52,6 @@ def see_hidden(
 
 # %% ../../nbs/learning/taste.ipynb #4473b94c
 _OWN = 1 / 3  # of the share of the videos whose own id is hidden in ranking
-_WORTH = {LIKED: 1.0, DISLIKED: 0.0, NEUTRAL_SEEN: 0.5}
 
 
 def taste_loss(
@@ -74,7 +73,8 @@ def taste_loss(
     users, videos = taste.user(batch.shown, bent[0]), team.join(taste.item(items, bent[1]), len(chosen))
     places = pairs_of(batch, chosen, batch.asked)
     odds = (F.embedding(places[0], users) * F.embedding(places[1], videos)).sum(1)
-    worth = odds.new_tensor([0.0, *(_WORTH[kind] for kind in sorted(_WORTH))])[batch.kinds[batch.asked]]
+    said = batch.kinds[batch.asked]
+    worth = (said == LIKED).to(odds.dtype) + (said == NEUTRAL_SEEN).to(odds.dtype) / 2
     total = max(team.count(len(worth)), 1)
     return F.binary_cross_entropy_with_logits(odds, worth, reduction='sum') / total
 
@@ -101,7 +101,7 @@ def fit_taste(
         learning_rate=config.taste_learning_rate, batch_size=config.taste_batch_size, weight_decay=_DECAY
     )
     taste = Taste(*data.widths, config.hidden, data.history, first_layer(team)).to(device)
-    path = checkpoints and checkpoints / f'taste-{checkpoint_name(data, learning, epochs, team)}'
+    path = checkpoints and checkpoints / f'taste-{checkpoint_name(data, config, epochs, team)}'
     descent, loss_of = DESCENTS[config.optimizer](taste, learning, team), partial(taste_loss, towers.eval())
     history = descend(
         taste,

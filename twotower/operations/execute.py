@@ -204,11 +204,16 @@ class _Clock:
         if self.live:
             print(f'\r{self.line()}  {told}\x1b[K', end='', flush=True)
         else:
-            for line in (lines := _lines(self.rows))[self.said :]:
-                print(line, flush=True)
-            self.said = len(lines)
+            self._tell_rows()
+
+    def _tell_rows(self) -> None:
+        for line in (lines := _lines(self.rows))[self.said :]:
+            print(line, flush=True)
+        self.said = len(lines)
 
     def end(self, how: str = '') -> None:
+        if not self.live:
+            self._tell_rows()
         print(('\r\x1b[K' if self.live else '') + f'{self.line()}  {how}'.rstrip(), flush=True)
 
 # %% ../../nbs/operations/execute.ipynb #fad7d580

@@ -28,7 +28,8 @@ class Asked:
     def way_on(self, run: Run, stage: str) -> str:
         "What to type to go on from a stage: the same again, with those -p that the rest of the chain has."
         rest = self.names[self.names.index(stage) :]
-        kept = {k: v for k, v in self.given.items() if any(k in declared(project_file(f'nbs/{n}.ipynb')) for n in rest)}
+        known = {name for each in rest for name in declared(project_file(f'nbs/{each}.ipynb'))}
+        kept = {name: value for name, value in self.given.items() if name in known}
         words = ['twotower', 'run', self.profile, '--run-id', run.id, '--from', stage]
         words += ['--to', self.last] * bool(self.last) + [w for k, v in kept.items() for w in ('-p', f'{k}={v}')]
         return f'go on with: {shlex.join(words)}'

@@ -53,7 +53,8 @@ def old_folders(
     others = [run for run in runs if run not in trained]
     live = sorted(p for p in outputs.glob('live/*') if re.fullmatch(r'\d{8}_\d{6}', p.name) and (p / SUMMARY).is_file())
     old = [run.path for run in trained[:-keep] + others[:-keep]] + live[:-keep]
-    old = [path for path in old if path.resolve() not in _pointed(outputs) and _quiet(path)]
+    linked = _pointed(outputs)
+    old = [path for path in old if path.resolve() not in linked and _quiet(path)]
     fetched = sorted(p for p in outputs.glob('active/[!.]*') if p.is_dir() and not p.is_symlink())
     pointed = _pointed(outputs, old)
     return old + [path for path in fetched if path.resolve() not in pointed and _quiet(path)]
