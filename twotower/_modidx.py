@@ -1195,6 +1195,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'twotower/model/towers.py'),
                                        'twotower.model.towers.TwoTower.learn_taste': ( 'model/towers.html#twotower.learn_taste',
                                                                                        'twotower/model/towers.py'),
+                                       'twotower.model.towers._in_blocks': ('model/towers.html#_in_blocks', 'twotower/model/towers.py'),
                                        'twotower.model.towers.embed': ('model/towers.html#embed', 'twotower/model/towers.py'),
                                        'twotower.model.towers.embed_taste': ('model/towers.html#embed_taste', 'twotower/model/towers.py'),
                                        'twotower.model.towers.load_model': ('model/towers.html#load_model', 'twotower/model/towers.py'),

@@ -65,12 +65,16 @@ def match_videos(
     asked = taken_apart(f'(SELECT code, name FROM {source}_product_url)', 'name')
     listed = taken_apart('(SELECT v, video_id, content_id, product_url FROM videos)', 'product_url')
     con.execute(_LOOKED_UP.format(source=source, asked=asked, listed=listed))
-    return con.sql(f"""
-        SELECT name, count(*) AS rows
-        FROM {source} JOIN {source}_product_url ON code = product_url
-        WHERE v IS NULL
-        GROUP BY name
-    """).to_arrow_table()
+    con.execute(f"""
+        CREATE OR REPLACE TABLE {source}_found AS
+        SELECT name, v IS NULL AS lost, how, CAST(sum(rows) AS BIGINT) AS rows
+        FROM (SELECT product_url AS code, count(*) AS rows FROM {source} GROUP BY ALL)
+        JOIN {source}_product_url USING (code)
+        GROUP BY ALL
+    """)  # of all rows, once
+    return con.sql(
+        f'SELECT name, sum(rows)::BIGINT AS rows FROM {source}_found WHERE lost GROUP BY name'
+    ).to_arrow_table()
 
 # %% ../../nbs/data/match.ipynb #3483ea73
 UNMATCHED = pa.schema({'product_url': pa.string(), 'content_id': pa.string(), 'rows': pa.int64(), 'why': pa.string()})
@@ -114,7 +118,7 @@ def count_matches(
     str, int
 ]:  # rows matched by a content id in their address; rows unmatched, since their id is a video's of another shop
     "Count what deserves a second look."
-    query = f'SELECT how, count(*) FROM {source} JOIN {source}_product_url ON code = product_url GROUP BY how'
+    query = f'SELECT how, sum(rows)::BIGINT FROM {source}_found GROUP BY how'
     rows = dict(con.execute(query).fetchall())
     return {'matched_by_content_id': rows.get('content id', 0), 'unmatched_of_another_shop': rows.get('elsewhere', 0)}
 

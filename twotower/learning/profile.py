@@ -63,7 +63,7 @@ def favourites(
     group = owner * (int(lists.max()) + 1) + lists[column]
     highest = int(counts.max()) if len(counts) else 0
     best = ((group * (highest + 1) + highest - counts) * width + order[column]).argsort()
-    _, sizes = group.unique(return_counts=True)
+    _, sizes = group.unique_consecutive(return_counts=True)
     place = torch.arange(len(best), device=best.device) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
     kept, many = place < MOST, torch.repeat_interleave(sizes.clamp(max=MOST), sizes)
     lengths = torch.bincount(owner[best][kept], minlength=n)

@@ -60,7 +60,7 @@ def work(
     with joined(config.device) as team:
         rows = [sparse.load_npz(folder / f'{name}.npz') for name in _ROWS]
         data, rest = (load_set(folder / f'{name}.{team.rank}.pt') for name in ('data', 'rest'))
-        told = settings.get('telling')
+        told = settings['telling']
         tell = teller(Path(told['path']), told['rival'], config.patience) if told else None
         model, epochs, facts = train(
             data, config, folder / 'checkpoints', Inner(rest, *rows), team, settings['every'], tell

@@ -132,11 +132,17 @@ def embed(
     team: Alone = ALONE,  # who helps; all of them call this with the same matrix
 ) -> np.ndarray:  # float32 (n, 128), unit norm
     "Embeddings of all rows, by torch."
-    tower.eval()
-    mine, device = matrix if team.size == 1 else matrix[team.slice(matrix.shape[0])[0]], tower.bias.device
-    out = np.empty((mine.shape[0], tower.dimension), np.float32)
+    return _in_blocks(tower.eval(), tower.dimension, matrix, tower.bias.device, block, team)
+
+
+def _in_blocks(
+    give: Callable[[Rows], Tensor], width: int, matrix: sparse.csr_matrix, device: torch.device, block: int, team: Alone
+) -> np.ndarray:
+    "What a function gives for all rows, (n, width), some at a time; each worker takes its part."
+    mine = matrix if team.size == 1 else matrix[team.slice(matrix.shape[0])[0]]
+    out = np.empty((mine.shape[0], width), np.float32)
     for start in range(0, -(-matrix.shape[0] // team.size), block):
-        out[start : start + block] = tower(to_rows(mine[start : start + block]).to(device)).cpu().numpy()
+        out[start : start + block] = give(to_rows(mine[start : start + block]).to(device)).cpu().numpy()
     return out if team.size == 1 else team.gather(torch.from_numpy(out).to(device)).cpu().numpy()
 
 # %% ../../nbs/model/towers.ipynb #6a853981
@@ -150,12 +156,11 @@ def embed_taste(
 ) -> np.ndarray:  # float32 (n, 34)
     "Tastes of all rows, by torch."
     tower, head = getattr(model.eval(), side), getattr(model.taste, side)
-    mine, device = matrix if team.size == 1 else matrix[team.slice(matrix.shape[0])[0]], tower.bias.device
-    out = np.empty((mine.shape[0], TASTE_WIDTH), np.float32)
-    for start in range(0, -(-matrix.shape[0] // team.size), block):
-        rows = to_rows(mine[start : start + block]).to(device)
-        out[start : start + block] = head(rows, tower.bent(tower.before(rows))).cpu().numpy()
-    return out if team.size == 1 else team.gather(torch.from_numpy(out).to(device)).cpu().numpy()
+
+    def give(rows: Rows) -> Tensor:
+        return head(rows, tower.bent(tower.before(rows)))
+
+    return _in_blocks(give, TASTE_WIDTH, matrix, tower.bias.device, block, team)
 
 # %% ../../nbs/model/towers.ipynb #56c3c7b5
 def save_weights(
